@@ -1,0 +1,1 @@
+"""Offline, parallel: filter by return, tokenize, shard."""

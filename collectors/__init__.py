@@ -1,0 +1,1 @@
+"""Environments, specialists and demonstrations."""

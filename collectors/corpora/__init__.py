@@ -1,0 +1,1 @@
+"""Real text, captions, question answering and dialogue as episodes."""

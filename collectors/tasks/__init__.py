@@ -1,0 +1,1 @@
+"""One file a family of environments; a task is about eight lines."""

@@ -1,0 +1,147 @@
+"""What an episode is: T actions between T + 1 observations, and how it was made.
+
+Alignment, used everywhere: observation t comes before action t; reward t and observation t + 1 come after it. The
+last observation has no action. `terminated` and `truncated` tell how the episode ended, as Gymnasium defines them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from episode_store.errors import EpisodeError
+from episode_store.spec import FieldValues
+from episode_store.task import TaskSpec
+
+# Step column: True where the recorded action was a deliberate disturbance and not the agent's choice. Such actions
+# are never targets of imitation (tokenization/loss_mask.py).
+EXPLORATORY = "exploratory"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EpisodeMetadata:
+    """Where an episode comes from.
+
+    Attributes:
+      agent_id: who acted, for example "ppo-CartPole-v1-seed0".
+      seed: given to the environment's reset; None where there is none.
+      collection_index: place in the order of collection of this agent on this task; the return filter needs it.
+      experiment_id: the run that made the episode.
+      environment_config: JSON-able facts: environment id, kwargs, wrappers, library versions.
+      agent_hash: hash of the agent's weights or source; "" if unknown.
+      split_group: episodes of one group are never divided between training and held-out data (an image, a speaker).
+      attribution: licence and source of data that was not generated here.
+    """
+
+    agent_id: str = ""
+    seed: int | None = None
+    collection_index: int = 0
+    experiment_id: str = ""
+    environment_config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    agent_hash: str = ""
+    split_group: str = ""
+    attribution: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> EpisodeMetadata:
+        """The inverse of `to_json`; unknown keys are ignored."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{key: value for key, value in data.items() if key in names})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Episode:
+    """One episode of T steps.
+
+    Attributes:
+      task_id: of the task it belongs to.
+      observations: field -> [T + 1, ...] (a list of T + 1 strings for text).
+      actions: field -> [T, ...].
+      rewards: float64 [T].
+      terminated: the environment reached a terminal state after the last action.
+      truncated: the episode was cut by a limit after the last action.
+      step_columns: extra per-step facts, name -> [T], for example `EXPLORATORY`.
+      metadata: where it comes from.
+    """
+
+    task_id: str
+    observations: Mapping[str, FieldValues]
+    actions: Mapping[str, FieldValues]
+    rewards: np.ndarray
+    terminated: bool
+    truncated: bool
+    step_columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    metadata: EpisodeMetadata = dataclasses.field(default_factory=EpisodeMetadata)
+
+    @property
+    def num_steps(self) -> int:
+        """T, the number of actions."""
+        return len(self.rewards)
+
+    @property
+    def episode_return(self) -> float:
+        """The undiscounted sum of rewards."""
+        return float(np.sum(self.rewards, dtype=np.float64))
+
+    def content_hash(self) -> str:
+        """32 hex digits of what happened, whoever recorded it: equal episodes have equal hashes."""
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(json.dumps([self.task_id, bool(self.terminated), bool(self.truncated)]).encode())
+        for group in (self.observations, self.actions, {"rewards": self.rewards}, self.step_columns):
+            for key in sorted(group):
+                values = group[key]
+                if isinstance(values, list):
+                    digest.update(json.dumps([key, values]).encode())
+                else:
+                    digest.update(json.dumps([key, values.dtype.str, values.shape]).encode())
+                    digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
+
+    def episode_id(self, content_hash: str | None = None) -> str:
+        """32 hex digits of content and provenance: the name of this episode in every store."""
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update((content_hash or self.content_hash()).encode())
+        digest.update(json.dumps(self.metadata.to_json(), sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def validate(self, task: TaskSpec) -> None:
+        """Checks the whole contract against the task.
+
+        Raises:
+          EpisodeError: for the first violation, naming task, field, step, what was expected and what was found.
+        """
+        where = f"episode of {self.task_id}"
+        if self.task_id != task.task_id:
+            raise EpisodeError(f"{where}: expected task {task.task_id}")
+        if not isinstance(self.rewards, np.ndarray) or self.rewards.ndim != 1:
+            raise EpisodeError(f"{where}: rewards: expected a one-dimensional array")
+        if self.rewards.dtype != np.float64:
+            raise EpisodeError(f"{where}: rewards: expected dtype float64, got {self.rewards.dtype}")
+        num_steps = self.num_steps
+        if num_steps < 1:
+            raise EpisodeError(f"{where}: expected at least 1 step, got 0")
+        if not np.isfinite(self.rewards).all():
+            step = int(np.argmin(np.isfinite(self.rewards)))
+            raise EpisodeError(f"{where}: rewards: step {step}: expected a finite number, got {self.rewards[step]}")
+        if not (self.terminated or self.truncated):
+            raise EpisodeError(f"{where}: expected an end: neither terminated nor truncated is set")
+        for name, fields, specs, length in (
+            ("observations", self.observations, task.observation_spec, num_steps + 1),
+            ("actions", self.actions, task.action_spec, num_steps),
+        ):
+            if set(fields) != set(specs):
+                raise EpisodeError(f"{where}: {name}: expected fields {sorted(specs)}, got {sorted(fields)}")
+            for key, spec in specs.items():
+                spec.validate(fields[key], length=length, where=f"{where}: {name}/{key}")
+        for key, values in self.step_columns.items():
+            if len(values) != num_steps:
+                raise EpisodeError(f"{where}: step_columns/{key}: expected {num_steps} values, got {len(values)}")

@@ -1,0 +1,170 @@
+"""What one field of an observation or an action looks like: modality, shape, dtype and bounds."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from episode_store.errors import EpisodeError
+
+# A field over time: an array with a leading time axis, or a list of strings for text.
+FieldValues = np.ndarray | list[str]
+
+
+class Modality(enum.StrEnum):
+    """The four kinds of data of the Gato paper, section 2.1."""
+
+    TEXT = "text"
+    IMAGE = "image"
+    DISCRETE = "discrete"
+    CONTINUOUS = "continuous"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArraySpec:
+    """One field of one timestep.
+
+    Attributes:
+      modality: decides how the field is tokenized.
+      shape: of one step, without the time axis; () for a scalar and for text. Images are (height, width, channels).
+      dtype: NumPy's name of the dtype; "str" for text.
+      low: lowest value of each element, flattened row-major; empty when unbounded. For DISCRETE the `start` values.
+      high: highest value of each element, flattened; empty when unbounded.
+      num_values: DISCRETE only: how many values each element can take, flattened row-major.
+    """
+
+    modality: Modality
+    shape: tuple[int, ...] = ()
+    dtype: str = "float32"
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    num_values: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        size = self.size
+        for name in ("low", "high", "num_values"):
+            length = len(getattr(self, name))
+            if length not in (0, size):
+                raise ValueError(f"ArraySpec.{name} has {length} values, expected 0 or {size} for shape {self.shape}")
+        if self.modality == Modality.DISCRETE and len(self.num_values) != size:
+            raise ValueError(f"a DISCRETE ArraySpec of shape {self.shape} needs {size} num_values")
+        if self.modality == Modality.IMAGE and (len(self.shape) != 3 or self.dtype != "uint8"):
+            raise ValueError(f"an IMAGE ArraySpec is uint8 (height, width, channels), got {self.dtype} {self.shape}")
+        if self.modality == Modality.TEXT and (self.dtype != "str" or self.shape != ()):
+            raise ValueError("a TEXT ArraySpec has dtype 'str' and shape ()")
+
+    @property
+    def size(self) -> int:
+        """Number of elements of one step."""
+        return math.prod(self.shape)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether every element has a finite lower and upper bound."""
+        return bool(self.low) and bool(self.high) and bool(np.isfinite([*self.low, *self.high]).all())
+
+    def validate(self, values: FieldValues, *, length: int, where: str) -> None:
+        """Checks a field over `length` steps.
+
+        Raises:
+          EpisodeError: naming `where`, the first offending step, what was expected and what was found.
+        """
+        if self.modality == Modality.TEXT:
+            self._validate_text(values, length=length, where=where)
+            return
+        if not isinstance(values, np.ndarray):
+            raise EpisodeError(f"{where}: expected a NumPy array, got {type(values).__name__}")
+        if values.shape != (length, *self.shape):
+            raise EpisodeError(f"{where}: expected shape {(length, *self.shape)}, got {values.shape}")
+        if values.dtype != np.dtype(self.dtype):
+            raise EpisodeError(f"{where}: expected dtype {self.dtype}, got {values.dtype}")
+        if np.issubdtype(values.dtype, np.floating):
+            _first_offender(~np.isfinite(values), values, where, "a finite number")
+        flat = values.reshape(length, -1)
+        if self.modality == Modality.DISCRETE:
+            start = np.array(self.low or (0,) * self.size)
+            bad = (flat < start) | (flat >= start + np.array(self.num_values))
+            _first_offender(bad, flat, where, "a value of its discrete space")
+        elif self.modality == Modality.CONTINUOUS:
+            # Half a float32 ulp of slack: simulators clip in float64 and hand out float32.
+            if self.low:
+                low = np.array(self.low)
+                bad = flat < low - 1e-6 * np.maximum(1.0, np.abs(low))
+                _first_offender(bad, flat, where, "a value not below its space's low")
+            if self.high:
+                high = np.array(self.high)
+                bad = flat > high + 1e-6 * np.maximum(1.0, np.abs(high))
+                _first_offender(bad, flat, where, "a value not above its space's high")
+
+    def _validate_text(self, values: FieldValues, *, length: int, where: str) -> None:
+        if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
+            raise EpisodeError(f"{where}: expected a list of strings, got {type(values).__name__}")
+        if len(values) != length:
+            raise EpisodeError(f"{where}: expected {length} texts, got {len(values)}")
+        for step, text in enumerate(values):
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise EpisodeError(f"{where}: step {step} is not valid Unicode text: {error.reason}") from None
+
+    def generate_value(self, rng: np.random.Generator, *, length: int) -> FieldValues:
+        """Random valid values of `length` steps, for tests and benchmarks."""
+        if self.modality == Modality.TEXT:
+            return ["".join(rng.choice(list("abc é\n漢"), size=rng.integers(0, 12))) for _ in range(length)]
+        shape = (length, *self.shape)
+        dtype = np.dtype(self.dtype)
+        if self.modality == Modality.IMAGE:
+            return rng.integers(0, 256, shape, dtype=np.uint8)
+        if self.modality == Modality.DISCRETE:
+            start = np.array(self.low or (0,) * self.size)
+            flat = start + rng.integers(0, np.array(self.num_values), (length, self.size))
+            return flat.reshape(shape).astype(dtype)
+        low = np.array(self.low or (-np.inf,) * self.size)
+        high = np.array(self.high or (np.inf,) * self.size)
+        low = np.where(np.isfinite(low), low, np.where(np.isfinite(high), high - 100.0, -50.0))
+        high = np.where(np.isfinite(high), high, low + 100.0)
+        flat = rng.uniform(np.maximum(low, -1e6), np.minimum(high, 1e6), (length, self.size))
+        return flat.reshape(shape).astype(dtype)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; infinities become the strings "inf" and "-inf"."""
+        result: dict[str, Any] = {"modality": str(self.modality), "shape": list(self.shape), "dtype": self.dtype}
+        for name in ("low", "high"):
+            if getattr(self, name):
+                result[name] = [_float_to_json(value) for value in getattr(self, name)]
+        if self.num_values:
+            result["num_values"] = list(self.num_values)
+        return result
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ArraySpec:
+        """The inverse of `to_json`."""
+        return cls(
+            modality=Modality(data["modality"]),
+            shape=tuple(int(side) for side in data["shape"]),
+            dtype=str(data["dtype"]),
+            low=tuple(float(value) for value in data.get("low", ())),
+            high=tuple(float(value) for value in data.get("high", ())),
+            num_values=tuple(int(value) for value in data.get("num_values", ())),
+        )
+
+
+def _float_to_json(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
+
+
+def _first_offender(bad: np.ndarray, values: np.ndarray, where: str, expected: str) -> None:
+    if bad.any():
+        index = tuple(int(i) for i in np.argwhere(bad)[0])
+        step, element = index[0], index[1:]
+        raise EpisodeError(f"{where}: step {step}, element {element}: expected {expected}, got {values[index]}")
+
+
+def uniform_bounds(value: float, shape: Sequence[int]) -> tuple[float, ...]:
+    """One bound for each element of `shape`."""
+    return (float(value),) * math.prod(shape)

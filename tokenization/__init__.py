@@ -1,0 +1,1 @@
+"""An episode becomes integers and back; pure functions, no input or output."""

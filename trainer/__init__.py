@@ -1,0 +1,1 @@
+"""Fit one generalist on the shards, judge it, report."""
