@@ -1,0 +1,260 @@
+"""What a task is to a collector: how its environment is made, who is expert at it, and what may disturb the expert."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from episode_store.episode import Episode
+from episode_store.errors import UserError
+from episode_store.spec import Modality
+from episode_store.task import TaskSpec, check_task_id
+
+if TYPE_CHECKING:
+    import gymnasium
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Disturbance:
+    """Bursts of actions that are not the expert's, so that demonstrations show how to recover (DART, Laskey 2017).
+
+    Attributes:
+      episode_share: share of the episodes that are disturbed at all.
+      burst_probability: chance that a burst begins at a step.
+      max_burst_steps: a burst lasts 1 to this many steps.
+      noise: 0 for a uniformly random action; else the standard deviation of noise added to the expert's own
+        continuous action, as a share of half the range of the action.
+      actions: discrete actions that a burst may take; empty for all.
+    """
+
+    episode_share: float = 0.5
+    burst_probability: float = 0.05
+    max_burst_steps: int = 3
+    noise: float = 0.0
+    actions: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Environment:
+    """How an environment is made, as data.
+
+    Attributes:
+      env_id: in Gymnasium's registry, or the name that `maker` understands.
+      kwargs: given to the maker.
+      wrappers: applied in this order, innermost first.
+      package: that brings the environment; its version is recorded.
+      module: imported first, so that it registers its environments; "" for none.
+      extra: of this project that installs the package.
+      maker: called as maker(env_id, render_mode=..., **kwargs); None for `gymnasium.make`.
+      render_kwargs: added to the kwargs when frames are asked for.
+    """
+
+    env_id: str
+    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    wrappers: tuple[Callable[[gymnasium.Env], gymnasium.Env], ...] = ()
+    package: str = "gymnasium"
+    module: str = ""
+    extra: str = "collect"
+    maker: Callable[..., gymnasium.Env] | None = None
+    render_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __call__(self, *, render_mode: str | None = None) -> gymnasium.Env:
+        """A new environment.
+
+        Raises:
+          UserError: naming the extra to install when the package is missing.
+        """
+        for module in ("gymnasium", self.module or "gymnasium"):
+            try:
+                importlib.import_module(module)
+            except ModuleNotFoundError as error:
+                raise self._missing(error.name or module) from None
+        import gymnasium
+
+        kwargs = dict(self.kwargs)
+        if render_mode is not None:
+            kwargs |= self.render_kwargs
+        try:
+            maker = self.maker or functools.partial(gymnasium.make, disable_env_checker=True)
+            env = maker(self.env_id, render_mode=render_mode, **kwargs)
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise self._missing(str(error).split("\n")[0]) from None
+        for wrapper in self.wrappers:
+            env = wrapper(env)
+        return env
+
+    def _missing(self, what: str) -> UserError:
+        return UserError(
+            f"environment {self.env_id}: {what} is not installed: pip install 'generalist-agent[{self.extra}]'"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able facts for the metadata of every episode, with the versions of the packages installed now."""
+        packages = {"gymnasium", self.package} | ({"mujoco"} if self.extra in ("mujoco", "metaworld") else set())
+        return {
+            "id": self.env_id,
+            "kwargs": dict(self.kwargs),
+            "wrappers": [_describe(wrapper) for wrapper in self.wrappers],
+            "versions": {package: _version(package) for package in sorted(packages)},
+        }
+
+
+def _describe(wrapper: Callable[..., Any]) -> str:
+    if isinstance(wrapper, functools.partial):
+        return f"{wrapper.func.__name__}({', '.join(f'{key}={value!r}' for key, value in wrapper.keywords.items())})"
+    return wrapper.__name__
+
+
+@functools.cache
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+# A controller picks the next action of one episode: controller(observation fields, action executed before or None)
+# returns an action of the environment's own action space. A script makes one for each episode.
+Controller = Callable[[Mapping[str, Any], Any], Any]
+Script = Callable[["gymnasium.Env", int], Controller]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScriptedExpert:
+    """An expert that is a program: a rule, a planner, a bot.
+
+    Attributes:
+      name: first part of its agent_id.
+      script: called as script(env, seed) after each reset; returns the controller of the episode.
+    """
+
+    name: str
+    script: Script
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sb3Expert:
+    """A specialist trained with stable-baselines3.
+
+    Attributes:
+      algorithm: name of the class, for example "PPO".
+      steps: of training at most.
+      hyperparameters: keyword arguments of the algorithm; "policy_kwargs" included. A number may be written as
+        {"linear": 0.001}: it falls linearly to 0 over the training.
+      num_envs: environments stepped together.
+      normalize: observations and rewards are scaled by running statistics.
+      stop_at: training ends once the mean return of the last `stop_window` episodes is at least this; None: never.
+      stop_window: see `stop_at`.
+    """
+
+    algorithm: str = "PPO"
+    steps: int
+    hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    num_envs: int = 8
+    normalize: bool = False
+    stop_at: float | None = None
+    stop_window: int = 40
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CorpusSource:
+    """Demonstrations that are a data set: nobody acts, `load` yields the episodes.
+
+    Attributes:
+      load: called without arguments; yields episodes that fit `spec()`.
+      spec: the task's spec; called without arguments.
+    """
+
+    load: Callable[[], Iterator[Episode]]
+    spec: Callable[[], TaskSpec]
+
+
+ExpertRecipe = ScriptedExpert | Sb3Expert | CorpusSource
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """One entry of the catalogue.
+
+    Attributes:
+      task_id: Gymnasium's own id where it has no namespace of ours, else `namespace/name-vN`.
+      family: of environments, for example "classic_control".
+      make_env: makes the environment, make_env(render_mode="rgb_array") one that renders; None for a corpus.
+      expert: how demonstrations are had; None where nobody knows yet.
+      max_episode_steps: time limit; None where the environment has none.
+      modalities: field -> modality, where the default of `spaces.py` is not the right one.
+      disturbance: of demonstrations; None where a wrong action is never to be recovered from.
+      tags: extra labels; "family:..." is added by itself.
+      licence: of the environment or the data, as SPDX where there is one.
+      description: one line.
+    """
+
+    task_id: str
+    family: str
+    make_env: Environment | None = None
+    expert: ExpertRecipe | None = None
+    max_episode_steps: int | None = None
+    modalities: Mapping[str, Modality] = dataclasses.field(default_factory=dict)
+    disturbance: Disturbance | None = dataclasses.field(default_factory=Disturbance)
+    tags: tuple[str, ...] = ()
+    licence: str = ""
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        check_task_id(self.task_id)
+
+    @property
+    def is_corpus(self) -> bool:
+        """Whether the episodes come from a data set and not from an environment."""
+        return self.make_env is None
+
+    def environment(self, *, render_mode: str | None = None) -> gymnasium.Env:
+        """A new environment.
+
+        Raises:
+          UserError: for a corpus, and where a package is missing.
+        """
+        if self.make_env is None:
+            raise UserError(f"task {self.task_id} is a corpus: it has no environment to act in")
+        return self.make_env(render_mode=render_mode)
+
+    def spec(self) -> TaskSpec:
+        """The part of the task that travels with its data. Makes the environment once."""
+        return _spec(self.task_id, self)
+
+
+# By identity of the task: Task holds mappings, which do not hash.
+_SPECS: dict[tuple[str, int], tuple[Task, TaskSpec]] = {}
+
+
+def _spec(task_id: str, task: Task) -> TaskSpec:
+    key = (task_id, id(task))
+    if key not in _SPECS:
+        _SPECS[key] = (task, _make_spec(task))
+    return _SPECS[key][1]
+
+
+def _make_spec(task: Task) -> TaskSpec:
+    if isinstance(task.expert, CorpusSource):
+        return task.expert.spec()
+    from collectors import spaces
+
+    env = task.environment()
+    try:
+        return TaskSpec(
+            task_id=task.task_id,
+            observation_spec=spaces.observation_spec(env.observation_space, task.modalities),
+            action_spec=spaces.action_spec(env.action_space),
+            max_episode_steps=task.max_episode_steps,
+            env_spec_json=json.dumps(task.make_env.to_json(), sort_keys=True) if task.make_env else "{}",
+            tags=(f"family:{task.family}", *task.tags),
+            licence=task.licence,
+        )
+    finally:
+        env.close()
