@@ -1,0 +1,62 @@
+"""Which tokens the network learns to predict (Gato, section 2.3).
+
+The loss is on text tokens and on the agent's logged actions. Image patches, other observation tokens and separators
+are never targets. Here, an action that was a deliberate disturbance (step column "exploratory") is no target either:
+it is what the agent had to recover from, not what it chose.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import numpy as np
+
+from tokenization.vocabulary import SEPARATOR
+
+
+class TargetKind(enum.IntEnum):
+    """Why a token is a target."""
+
+    NONE = 0
+    ACTION = 1
+    OBSERVATION_TEXT = 2
+
+
+def target_kinds(
+    tokens: np.ndarray,
+    timestep_offsets: np.ndarray,
+    *,
+    num_text_tokens: np.ndarray,
+    exploratory: np.ndarray | None = None,
+) -> np.ndarray:
+    """The kind of target each token is: uint8 [N].
+
+    Args:
+      tokens: [N]; each timestep holds one separator.
+      timestep_offsets: [S + 1].
+      num_text_tokens: [S], how many tokens at the start of each observation are text.
+      exploratory: bool [S], steps whose actions are no targets.
+    """
+    starts, lengths = timestep_offsets[:-1], np.diff(timestep_offsets)
+    targets = np.empty(len(tokens), np.uint8)
+    if len(lengths) and (lengths == lengths[0]).all() and (num_text_tokens == num_text_tokens[0]).all():
+        # Every timestep is laid out alike: one row of the mask serves all.
+        separators = np.flatnonzero(tokens[: lengths[0]] == SEPARATOR)
+        rows = targets.reshape(len(lengths), lengths[0])
+        rows[:] = TargetKind.NONE
+        rows[:, : num_text_tokens[0]] = TargetKind.OBSERVATION_TEXT
+        if separators.size:
+            actions = rows[:, separators[0] + 1 :]
+            actions[:] = TargetKind.ACTION
+            if exploratory is not None:
+                actions[np.asarray(exploratory, np.bool_)] = TargetKind.NONE
+        return targets
+    place = np.arange(len(tokens)) - np.repeat(starts, lengths)
+    is_separator = tokens == SEPARATOR
+    # Steps have one separator each, so before the separator of step s stand exactly s of them.
+    is_action = np.cumsum(is_separator) - is_separator > np.repeat(np.arange(len(lengths)), lengths)
+    targets[:] = np.where(place < np.repeat(num_text_tokens, lengths), TargetKind.OBSERVATION_TEXT, TargetKind.NONE)
+    targets[is_action] = TargetKind.ACTION
+    if exploratory is not None:
+        targets[is_action & np.repeat(np.asarray(exploratory, np.bool_), lengths)] = TargetKind.NONE
+    return targets

@@ -1,0 +1,348 @@
+"""One WebDataset sample: a pack of many tokenized episodes of one task. The writer and the reader share this file.
+
+A pack is a mapping from a member's name (its extension in the tar, without the leading dot) to bytes:
+
+    tokens.npy            uint16 [N]
+    targets.npy           uint8 [N]
+    timestep_offsets.npy  int64 [S + 1], in tokens of the pack
+    episode_offsets.npy   int64 [E + 1], in timesteps
+    episodes.json         a list of {task_id, episode_id, num_steps, episode_return, agent_id, content_hash}
+    patch_index.npy       int32 [M], into the pack's patches           }
+    patch_intervals.npy   uint8 [M, 4]                                 } only of packs with images
+    patches.npy.zst       uint8 [U, 16, 16, 3], each different, zstd   }
+    crc32c.json           {member: CRC-32C of its bytes}
+
+Nothing is pickled, arrays are little-endian, equal sequences give equal bytes.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import zstandard
+
+from episode_store.errors import CorruptionError
+from tokenization.image_patches import PATCH_SHAPE, unique_patches
+from tokenization.token_sequence import TokenSequence
+from tokenization.vocabulary import PATCH_PLACEHOLDER
+
+ZSTD_LEVEL = 1
+MAX_PATCHES_BYTES = 1 << 31  # of the patches of one pack, decompressed
+
+_DTYPES = {
+    "tokens.npy": np.dtype("<u2"),
+    "targets.npy": np.dtype("u1"),
+    "timestep_offsets.npy": np.dtype("<i8"),
+    "episode_offsets.npy": np.dtype("<i8"),
+    "patch_index.npy": np.dtype("<i4"),
+    "patch_intervals.npy": np.dtype("u1"),
+}
+_IMAGE_MEMBERS = ("patch_index.npy", "patch_intervals.npy", "patches.npy.zst")
+_EPISODES = "episodes.json"
+_CHECKSUMS = "crc32c.json"
+_MEMBERS = {*_DTYPES, *_IMAGE_MEMBERS, _EPISODES}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PackedEpisode:
+    """The facts of one episode of a pack, besides its tokens."""
+
+    task_id: str
+    episode_id: str
+    num_steps: int
+    episode_return: float
+    agent_id: str
+    content_hash: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Pack:
+    """E episodes of one task, one after the other; arrays as in `TokenSequence`, offsets over the whole pack.
+
+    Attributes:
+      task_id: of all of its episodes.
+      tokens: uint16 [N].
+      targets: uint8 [N].
+      timestep_offsets: int64 [S + 1], in tokens.
+      episode_offsets: int64 [E + 1], in timesteps.
+      patches: uint8 [U, 16, 16, 3].
+      patch_index: int32 [M].
+      patch_intervals: uint8 [M, 4].
+      episodes: facts of each.
+    """
+
+    task_id: str
+    tokens: np.ndarray
+    targets: np.ndarray
+    timestep_offsets: np.ndarray
+    episode_offsets: np.ndarray
+    patches: np.ndarray
+    patch_index: np.ndarray
+    patch_intervals: np.ndarray
+    episodes: tuple[PackedEpisode, ...]
+
+    @property
+    def num_episodes(self) -> int:
+        """E."""
+        return len(self.episodes)
+
+    @property
+    def num_timesteps(self) -> int:
+        """S."""
+        return len(self.timestep_offsets) - 1
+
+    @property
+    def num_tokens(self) -> int:
+        """N."""
+        return len(self.tokens)
+
+    @functools.cached_property
+    def timestep_patch_offsets(self) -> np.ndarray:
+        """int64 [S + 1]: the image patches of timestep s are [offsets[s], offsets[s + 1]) of `patch_index`."""
+        if not len(self.patch_index):
+            return np.zeros(self.num_timesteps + 1, np.int64)
+        before = np.concatenate([[0], np.cumsum(self.tokens == PATCH_PLACEHOLDER)])
+        return before[self.timestep_offsets]
+
+    def window(self, start: int, stop: int) -> TokenSequence:
+        """Timesteps [start, stop) of the pack, which lie in one episode, as views; `patches` is the pack's."""
+        episode = self.episodes[int(np.searchsorted(self.episode_offsets, start, side="right")) - 1]
+        first, last = int(self.timestep_offsets[start]), int(self.timestep_offsets[stop])
+        first_patch, last_patch = int(self.timestep_patch_offsets[start]), int(self.timestep_patch_offsets[stop])
+        return TokenSequence(
+            task_id=self.task_id,
+            episode_id=episode.episode_id,
+            tokens=self.tokens[first:last],
+            targets=self.targets[first:last],
+            timestep_offsets=self.timestep_offsets[start : stop + 1] - first,
+            patches=self.patches,
+            patch_index=self.patch_index[first_patch:last_patch],
+            patch_intervals=self.patch_intervals[first_patch:last_patch],
+            episode_return=episode.episode_return,
+            agent_id=episode.agent_id,
+            content_hash=episode.content_hash,
+        )
+
+    def sequence(self, episode_index: int) -> TokenSequence:
+        """One whole episode, as views; `patches` is the pack's, and may hold more than this episode uses."""
+        if not 0 <= episode_index < self.num_episodes:
+            raise IndexError(f"episode {episode_index} of a pack of {self.num_episodes}")
+        return self.window(int(self.episode_offsets[episode_index]), int(self.episode_offsets[episode_index + 1]))
+
+
+def encode_pack(sequences: Sequence[TokenSequence]) -> dict[str, bytes]:
+    """Whole episodes of one task as the members of one sample; image patches are stored once for all of them.
+
+    Raises:
+      ValueError: no sequences, or of several tasks.
+    """
+    if len({sequence.task_id for sequence in sequences}) != 1:
+        raise ValueError("a pack holds at least one episode, all of one task")
+    token_starts = np.concatenate([[0], np.cumsum([sequence.num_tokens for sequence in sequences])])
+    offsets = [sequence.timestep_offsets[1:] + start for sequence, start in zip(sequences, token_starts, strict=False)]
+    arrays = {
+        "tokens.npy": np.concatenate([sequence.tokens for sequence in sequences]),
+        "targets.npy": np.concatenate([sequence.targets for sequence in sequences]),
+        "timestep_offsets.npy": np.concatenate([np.zeros(1, np.int64), *offsets]),
+        "episode_offsets.npy": np.concatenate([[0], np.cumsum([sequence.num_steps for sequence in sequences])]),
+    }
+    members: dict[str, bytes] = {}
+    if any(len(sequence.patch_index) for sequence in sequences):
+        used = [np.unique(sequence.patch_index, return_inverse=True) for sequence in sequences]
+        starts = np.concatenate([[0], np.cumsum([len(rows) for rows, _ in used])])
+        patches, index = unique_patches(
+            np.concatenate([sequence.patches[rows] for sequence, (rows, _) in zip(sequences, used, strict=True)])
+        )
+        arrays["patch_index.npy"] = np.concatenate(
+            [index[start + inverse.reshape(-1)] for (_, inverse), start in zip(used, starts, strict=False)]
+        )
+        arrays["patch_intervals.npy"] = np.concatenate([sequence.patch_intervals for sequence in sequences])
+        compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True, write_content_size=True)
+        members["patches.npy.zst"] = compressor.compress(_to_npy(patches, np.dtype("u1")))
+    members |= {name: _to_npy(array, _DTYPES[name]) for name, array in arrays.items()}
+    episodes = [
+        {
+            "task_id": sequence.task_id,
+            "episode_id": sequence.episode_id,
+            "num_steps": sequence.num_steps,
+            "episode_return": _finite_or_none(sequence.episode_return),
+            "agent_id": sequence.agent_id,
+            "content_hash": sequence.content_hash,
+        }
+        for sequence in sequences
+    ]
+    members[_EPISODES] = _to_json(episodes)
+    members = dict(sorted(members.items()))
+    members[_CHECKSUMS] = _to_json({name: google_crc32c.value(data) for name, data in members.items()})
+    return members
+
+
+def decode_pack(members: Mapping[str, bytes], *, where: str = "pack") -> Pack:
+    """The inverse of `encode_pack`. Arrays are read-only views of the members. Other members are ignored.
+
+    Args:
+      members: by name, with or without the leading dot.
+      where: named in errors, for example the shard and the sample's key.
+
+    Raises:
+      CorruptionError: a member is missing, cut short, does not match its checksum, or contradicts another.
+    """
+    parts = {name.removeprefix("."): data for name, data in members.items()}
+    parts = {name: data for name, data in parts.items() if name in _MEMBERS or name == _CHECKSUMS}
+    _check_checksums(parts, where)
+    arrays = {
+        name: _from_npy(parts[name], dtype, f"{where}: {name}") for name, dtype in _DTYPES.items() if name in parts
+    }
+    if "patches.npy.zst" in parts:
+        patches = _from_npy(_decompress(parts["patches.npy.zst"], where), np.dtype("u1"), f"{where}: patches.npy.zst")
+        patch_index, patch_intervals = arrays["patch_index.npy"], arrays["patch_intervals.npy"]
+    else:
+        patches = np.empty((0, *PATCH_SHAPE), np.uint8)
+        patch_index, patch_intervals = np.empty(0, np.int32), np.empty((0, 4), np.uint8)
+    episodes = _episodes(parts[_EPISODES], where)
+    pack = Pack(
+        task_id=episodes[0].task_id,
+        tokens=arrays["tokens.npy"],
+        targets=arrays["targets.npy"],
+        timestep_offsets=arrays["timestep_offsets.npy"],
+        episode_offsets=arrays["episode_offsets.npy"],
+        patches=patches,
+        patch_index=patch_index,
+        patch_intervals=patch_intervals,
+        episodes=episodes,
+    )
+    _check_agreement(pack, where)
+    return pack
+
+
+def _check_checksums(parts: Mapping[str, bytes], where: str) -> None:
+    try:
+        checksums = json.loads(bytes(parts[_CHECKSUMS]))
+        expected = {str(name): int(value) for name, value in checksums.items()}
+    except KeyError:
+        raise CorruptionError(f"{where}: expected a member {_CHECKSUMS}, got {sorted(parts)}") from None
+    except (ValueError, AttributeError, TypeError):
+        raise CorruptionError(
+            f"{where}: {_CHECKSUMS}: expected a JSON object of checksums; the bytes are damaged"
+        ) from None
+    required = {_EPISODES, *(name for name in _DTYPES if name not in _IMAGE_MEMBERS)}
+    if set(expected) & set(_IMAGE_MEMBERS):
+        required |= set(_IMAGE_MEMBERS)
+    for name in sorted(required | set(expected)):
+        if name not in parts or name not in expected:
+            raise CorruptionError(
+                f"{where}: expected a member {name}, got {sorted(parts)}; the shard is cut short or damaged"
+            )
+        found = google_crc32c.value(bytes(parts[name]))
+        if found != expected[name]:
+            raise CorruptionError(
+                f"{where}: {name}: expected CRC-32C {expected[name]:08x}, got {found:08x}; the bytes are damaged"
+            )
+
+
+def _check_agreement(pack: Pack, where: str) -> None:
+    """What checksums do not show: a pack that was written wrong."""
+    num_tokens, num_timesteps = len(pack.tokens), len(pack.timestep_offsets) - 1
+    offsets, episodes = pack.timestep_offsets, pack.episode_offsets
+    agree = (
+        pack.tokens.ndim == pack.targets.ndim == offsets.ndim == episodes.ndim == pack.patch_index.ndim == 1
+        and len(pack.targets) == num_tokens
+        and num_timesteps >= 0
+        and offsets[0] == 0
+        and offsets[-1] == num_tokens
+        and bool((np.diff(offsets) >= 0).all())
+        and len(episodes) == pack.num_episodes + 1
+        and episodes[0] == 0
+        and episodes[-1] == num_timesteps
+        and np.diff(episodes).tolist() == [episode.num_steps for episode in pack.episodes]
+        and {episode.task_id for episode in pack.episodes} == {pack.task_id}
+        and pack.patch_intervals.shape == (len(pack.patch_index), 4)
+        and pack.patches.shape[1:] == PATCH_SHAPE
+    )
+    if agree and len(pack.patch_index):
+        agree = bool(pack.patch_index.min() >= 0 and pack.patch_index.max() < len(pack.patches))
+        agree = agree and int(np.count_nonzero(pack.tokens == PATCH_PLACEHOLDER)) == len(pack.patch_index)
+    if not agree:
+        raise CorruptionError(f"{where}: its members contradict each other: lengths or offsets do not agree")
+
+
+def _episodes(data: bytes, where: str) -> tuple[PackedEpisode, ...]:
+    try:
+        episodes = tuple(
+            PackedEpisode(
+                task_id=str(entry["task_id"]),
+                episode_id=str(entry["episode_id"]),
+                num_steps=int(entry["num_steps"]),
+                episode_return=float("nan") if entry["episode_return"] is None else float(entry["episode_return"]),
+                agent_id=str(entry["agent_id"]),
+                content_hash=str(entry["content_hash"]),
+            )
+            for entry in json.loads(bytes(data))
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptionError(f"{where}: {_EPISODES}: expected a list of episodes: {error!r}") from None
+    if not episodes:
+        raise CorruptionError(f"{where}: {_EPISODES}: expected at least one episode, got none")
+    return episodes
+
+
+def _to_npy(array: np.ndarray, dtype: np.dtype) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array, dtype=dtype), version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _from_npy(data: bytes, dtype: np.dtype, where: str) -> np.ndarray:
+    """A read-only view of the array in a .npy file of format 1.0, of the dtype that is expected there."""
+    view = memoryview(data)
+    header_end = 10 + int.from_bytes(view[8:10], "little")
+    if bytes(view[:8]) != b"\x93NUMPY\x01\x00" or len(view) < header_end:
+        raise CorruptionError(f"{where}: expected a .npy file of format 1.0")
+    shape, descr = _parse_header(bytes(view[10:header_end]), where)
+    size = int(np.prod(shape, dtype=object))
+    if np.dtype(descr) != dtype or len(view) - header_end != size * dtype.itemsize:
+        raise CorruptionError(
+            f"{where}: expected {size} values of {dtype}, got {len(view) - header_end} bytes of {descr}"
+        )
+    return np.frombuffer(view, dtype, size, header_end).reshape(shape)
+
+
+@functools.lru_cache(maxsize=256)
+def _parse_header(header: bytes, where: str) -> tuple[tuple[int, ...], str]:
+    try:
+        facts = ast.literal_eval(header.decode("latin-1").strip())
+        shape, descr = tuple(int(side) for side in facts["shape"]), str(facts["descr"])
+    except (ValueError, SyntaxError, KeyError, TypeError):
+        raise CorruptionError(f"{where}: expected a .npy header") from None
+    if facts.get("fortran_order") or any(side < 0 for side in shape) or descr not in _DESCRIPTIONS:
+        raise CorruptionError(f"{where}: expected a .npy header of a plain array, got {header[:80]!r}")
+    return shape, descr
+
+
+_DESCRIPTIONS = frozenset(dtype.str for dtype in _DTYPES.values())
+
+
+def _decompress(data: bytes, where: str) -> bytes:
+    try:
+        size = zstandard.get_frame_parameters(data).content_size
+        if not 0 <= size <= MAX_PATCHES_BYTES:
+            raise CorruptionError(f"{where}: patches.npy.zst: expected at most {MAX_PATCHES_BYTES} bytes, got {size}")
+        return zstandard.ZstdDecompressor().decompress(data)
+    except zstandard.ZstdError as error:
+        raise CorruptionError(f"{where}: patches.npy.zst: {error}; the bytes are damaged") from None
+
+
+def _to_json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _finite_or_none(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
