@@ -43,8 +43,8 @@ def patchify(images: np.ndarray) -> np.ndarray:
     if any(pad):
         images = np.pad(images, ((0, 0), (0, pad[0]), (0, pad[1]), (0, 0)))
     lines = np.ascontiguousarray(images).reshape(num_steps, -1).view(_ROW_OF_PATCH)
-    lines = lines.reshape(num_steps, rows, PATCH_SIZE, columns).transpose(0, 1, 3, 2)
-    return np.ascontiguousarray(lines).view(np.uint8).reshape(num_steps, rows * columns, *PATCH_SHAPE)
+    grid = lines.reshape(num_steps, rows, PATCH_SIZE, columns).transpose(0, 1, 3, 2)
+    return np.ascontiguousarray(grid).view(np.uint8).reshape(num_steps, rows * columns, *PATCH_SHAPE)
 
 
 def unpatchify(patches: np.ndarray, *, height: int, width: int) -> np.ndarray:

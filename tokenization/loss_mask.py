@@ -7,19 +7,10 @@ it is what the agent had to recover from, not what it chose.
 
 from __future__ import annotations
 
-import enum
-
 import numpy as np
 
+from tokenization.token_sequence import TargetKind
 from tokenization.vocabulary import SEPARATOR
-
-
-class TargetKind(enum.IntEnum):
-    """Why a token is a target."""
-
-    NONE = 0
-    ACTION = 1
-    OBSERVATION_TEXT = 2
 
 
 def target_kinds(

@@ -22,6 +22,7 @@ import dataclasses
 import functools
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ from tokenization.vocabulary import PATCH_PLACEHOLDER
 ZSTD_LEVEL = 1
 MAX_PATCHES_BYTES = 1 << 31  # of the patches of one pack, decompressed
 
-_DTYPES = {
+_DTYPES: dict[str, np.dtype] = {
     "tokens.npy": np.dtype("<u2"),
     "targets.npy": np.dtype("u1"),
     "timestep_offsets.npy": np.dtype("<i8"),
@@ -306,24 +307,23 @@ def _from_npy(data: bytes, dtype: np.dtype, where: str) -> np.ndarray:
     header_end = 10 + int.from_bytes(view[8:10], "little")
     if bytes(view[:8]) != b"\x93NUMPY\x01\x00" or len(view) < header_end:
         raise CorruptionError(f"{where}: expected a .npy file of format 1.0")
-    shape, descr = _parse_header(bytes(view[10:header_end]), where)
-    size = int(np.prod(shape, dtype=object))
-    if np.dtype(descr) != dtype or len(view) - header_end != size * dtype.itemsize:
-        raise CorruptionError(
-            f"{where}: expected {size} values of {dtype}, got {len(view) - header_end} bytes of {descr}"
-        )
+    try:
+        shape, descr = _parse_header(bytes(view[10:header_end]))
+    except (ValueError, SyntaxError, KeyError, TypeError):
+        raise CorruptionError(f"{where}: expected a .npy header of a plain array") from None
+    size = math.prod(shape)
+    found = len(view) - header_end
+    if np.dtype(descr) != dtype or found != size * dtype.itemsize:
+        raise CorruptionError(f"{where}: expected {size} values of {dtype}, got {found} bytes of {descr}")
     return np.frombuffer(view, dtype, size, header_end).reshape(shape)
 
 
 @functools.lru_cache(maxsize=256)
-def _parse_header(header: bytes, where: str) -> tuple[tuple[int, ...], str]:
-    try:
-        facts = ast.literal_eval(header.decode("latin-1").strip())
-        shape, descr = tuple(int(side) for side in facts["shape"]), str(facts["descr"])
-    except (ValueError, SyntaxError, KeyError, TypeError):
-        raise CorruptionError(f"{where}: expected a .npy header") from None
-    if facts.get("fortran_order") or any(side < 0 for side in shape) or descr not in _DESCRIPTIONS:
-        raise CorruptionError(f"{where}: expected a .npy header of a plain array, got {header[:80]!r}")
+def _parse_header(header: bytes) -> tuple[tuple[int, ...], str]:
+    facts = ast.literal_eval(header.decode("latin-1").strip())
+    shape, descr = tuple(int(side) for side in facts["shape"]), str(facts["descr"])
+    if facts["fortran_order"] or any(side < 0 for side in shape) or descr not in _DESCRIPTIONS:
+        raise ValueError(descr)
     return shape, descr
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 
 import numpy as np
 
@@ -13,6 +14,14 @@ NUM_LOCAL_POSITIONS = 512  # of the table of positions inside an observation
 ACTION_POSITION = -1  # all action tokens share one encoding of their own
 
 
+class TargetKind(enum.IntEnum):
+    """Why a token is a target; `loss_mask` decides."""
+
+    NONE = 0
+    ACTION = 1
+    OBSERVATION_TEXT = 2
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TokenSequence:
     """An episode of S timesteps, or a window of it, in N tokens of which M are image patches.
@@ -21,7 +30,7 @@ class TokenSequence:
       task_id: of the episode.
       episode_id: of the episode.
       tokens: uint16 [N], vocabulary ids, `PATCH_PLACEHOLDER` at image patches.
-      targets: uint8 [N] of `loss_mask.TargetKind`; the paper's loss mask is `targets > 0`.
+      targets: uint8 [N] of `TargetKind`; the paper's loss mask is `targets > 0`.
       timestep_offsets: int64 [S + 1]; the tokens of timestep s are [offsets[s], offsets[s + 1]).
       patches: uint8 [U, 16, 16, 3], each different.
       patch_index: int32 [M], for the m-th placeholder its row of `patches`.
