@@ -52,18 +52,6 @@ _CHECKSUMS = "crc32c.json"
 _MEMBERS = {*_DTYPES, *_IMAGE_MEMBERS, _EPISODES}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PackedEpisode:
-    """The facts of one episode of a pack, besides its tokens."""
-
-    task_id: str
-    episode_id: str
-    num_steps: int
-    episode_return: float
-    agent_id: str
-    content_hash: str
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Pack:
     """E episodes of one task, one after the other; arrays as in `TokenSequence`, offsets over the whole pack.
@@ -77,7 +65,7 @@ class Pack:
       patches: uint8 [U, 16, 16, 3].
       patch_index: int32 [M].
       patch_intervals: uint8 [M, 4].
-      episodes: facts of each.
+      episodes: facts of each, with the keys of `episodes.json`; an unknown return is NaN.
     """
 
     task_id: str
@@ -88,7 +76,7 @@ class Pack:
     patches: np.ndarray
     patch_index: np.ndarray
     patch_intervals: np.ndarray
-    episodes: tuple[PackedEpisode, ...]
+    episodes: list[dict[str, Any]]
 
     @property
     def num_episodes(self) -> int:
@@ -120,16 +108,16 @@ class Pack:
         first_patch, last_patch = int(self.timestep_patch_offsets[start]), int(self.timestep_patch_offsets[stop])
         return TokenSequence(
             task_id=self.task_id,
-            episode_id=episode.episode_id,
+            episode_id=episode["episode_id"],
             tokens=self.tokens[first:last],
             targets=self.targets[first:last],
             timestep_offsets=self.timestep_offsets[start : stop + 1] - first,
             patches=self.patches,
             patch_index=self.patch_index[first_patch:last_patch],
             patch_intervals=self.patch_intervals[first_patch:last_patch],
-            episode_return=episode.episode_return,
-            agent_id=episode.agent_id,
-            content_hash=episode.content_hash,
+            episode_return=episode["episode_return"],
+            agent_id=episode["agent_id"],
+            content_hash=episode["content_hash"],
         )
 
     def sequence(self, episode_index: int) -> TokenSequence:
@@ -210,7 +198,7 @@ def decode_pack(members: Mapping[str, bytes], *, where: str = "pack") -> Pack:
         patch_index, patch_intervals = np.empty(0, np.int32), np.empty((0, 4), np.uint8)
     episodes = _episodes(parts[_EPISODES], where)
     pack = Pack(
-        task_id=episodes[0].task_id,
+        task_id=episodes[0]["task_id"],
         tokens=arrays["tokens.npy"],
         targets=arrays["targets.npy"],
         timestep_offsets=arrays["timestep_offsets.npy"],
@@ -263,8 +251,8 @@ def _check_agreement(pack: Pack, where: str) -> None:
         and len(episodes) == pack.num_episodes + 1
         and episodes[0] == 0
         and episodes[-1] == num_timesteps
-        and np.diff(episodes).tolist() == [episode.num_steps for episode in pack.episodes]
-        and {episode.task_id for episode in pack.episodes} == {pack.task_id}
+        and np.diff(episodes).tolist() == [episode["num_steps"] for episode in pack.episodes]
+        and {episode["task_id"] for episode in pack.episodes} == {pack.task_id}
         and pack.patch_intervals.shape == (len(pack.patch_index), 4)
         and pack.patches.shape[1:] == PATCH_SHAPE
     )
@@ -275,19 +263,19 @@ def _check_agreement(pack: Pack, where: str) -> None:
         raise CorruptionError(f"{where}: its members contradict each other: lengths or offsets do not agree")
 
 
-def _episodes(data: bytes, where: str) -> tuple[PackedEpisode, ...]:
+def _episodes(data: bytes, where: str) -> list[dict[str, Any]]:
     try:
-        episodes = tuple(
-            PackedEpisode(
-                task_id=str(entry["task_id"]),
-                episode_id=str(entry["episode_id"]),
-                num_steps=int(entry["num_steps"]),
-                episode_return=float("nan") if entry["episode_return"] is None else float(entry["episode_return"]),
-                agent_id=str(entry["agent_id"]),
-                content_hash=str(entry["content_hash"]),
-            )
+        episodes = [
+            {
+                "task_id": str(entry["task_id"]),
+                "episode_id": str(entry["episode_id"]),
+                "num_steps": int(entry["num_steps"]),
+                "episode_return": float("nan") if entry["episode_return"] is None else float(entry["episode_return"]),
+                "agent_id": str(entry["agent_id"]),
+                "content_hash": str(entry["content_hash"]),
+            }
             for entry in json.loads(bytes(data))
-        )
+        ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptionError(f"{where}: {_EPISODES}: expected a list of episodes: {error!r}") from None
     if not episodes:
