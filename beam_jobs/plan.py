@@ -10,19 +10,17 @@ Nothing here reads an episode. Driver, scanning worker and commit all compute th
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from beam_jobs.content_filter import CONTENT_FILTER_VERSION, PersonalData
-from beam_jobs.return_filter import FilterReport, FilterRule, TaskScore, filter_task, keep_corpus
-from episode_store.command_line import near_misses
+from beam_jobs.return_filter import FilterReport, FilterRule, filter_task, keep_corpus
 from episode_store.errors import UserError
 from episode_store.spec import ArraySpec, Modality
 from episode_store.store import EpisodeStore
@@ -33,6 +31,9 @@ VALIDATION = "validation"
 
 # Raise when the same plan would give other bytes for a reason that no other part of the fingerprint shows.
 BUILDER_VERSION = 1
+
+# (episode id, content hash): all that travels between workers of an episode.
+Reference = tuple[str, str]
 
 # For sizing only; a shard that grows past its bound goes on in a further file.
 _ESTIMATED_TEXT_TOKENS = 64
@@ -51,8 +52,7 @@ class BuildConfig:
       task_ids: tasks to build, sorted.
       seed: decides shard membership and order.
       rule: of the return filter.
-      scores: task id -> measured returns; the normalized rule needs the random one of every control task.
-      scores_file: where they came from, for messages.
+      random_returns: task id -> mean return of a random policy; the normalized rule needs it for control tasks.
       holdout: share of a corpus that becomes the split "validation", 0 <= holdout < 1.
       personal_data: what the content filter does to corpora.
       max_shard_bytes: no file grows beyond this, but for a single sample that is larger.
@@ -66,8 +66,7 @@ class BuildConfig:
     task_ids: tuple[str, ...]
     seed: int = 0
     rule: FilterRule = FilterRule.NORMALIZED
-    scores: Mapping[str, TaskScore] = dataclasses.field(default_factory=dict)
-    scores_file: str = ""
+    random_returns: Mapping[str, float] = dataclasses.field(default_factory=dict)
     holdout: float = 0.05
     personal_data: PersonalData = PersonalData.MASK
     max_shard_bytes: int = 32 * 2**20
@@ -92,12 +91,12 @@ class BuildConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardPlan:
-    """One shard: `episode_ids` in the order in which they are written."""
+    """One shard: `references` in the order in which they are written."""
 
     name: str
     task_id: str
     split: str
-    episode_ids: tuple[str, ...]
+    references: tuple[Reference, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,25 +111,7 @@ class TaskPlan:
     @property
     def num_episodes(self) -> int:
         """Episodes in all shards."""
-        return sum(len(shard.episode_ids) for shard in self.shards)
-
-
-def select_tasks(store: EpisodeStore, patterns: Sequence[str] | None) -> tuple[str, ...]:
-    """The store's tasks that match any of the patterns, sorted; all of them without patterns.
-
-    Raises:
-      UserError: a pattern matches nothing; near names are suggested.
-    """
-    known = sorted(store.tasks)
-    if not patterns:
-        return tuple(known)
-    chosen: set[str] = set()
-    for pattern in patterns:
-        matches = fnmatch.filter(known, pattern)
-        if not matches:
-            raise UserError(f"store {store.path}: no task {pattern!r}{near_misses(pattern, known)}")
-        chosen.update(matches)
-    return tuple(sorted(chosen))
+        return sum(len(shard.references) for shard in self.shards)
 
 
 def plan_task(store: EpisodeStore, task_id: str, config: BuildConfig) -> TaskPlan:
@@ -152,41 +133,44 @@ def plan_task(store: EpisodeStore, task_id: str, config: BuildConfig) -> TaskPla
             episode_returns,
             table["agent_id"].to_pylist(),
             rule=config.rule,
-            score=config.scores.get(task_id),
-            scores_file=config.scores_file,
+            random_return=config.random_returns.get(task_id),
         )
     rows = table.filter(kept)
-    episode_ids = rows["episode_id"].to_pylist()
+    references = list(zip(rows["episode_id"].to_pylist(), rows["content_hash"].to_pylist(), strict=True))
     num_steps = rows["num_steps"].to_numpy()
-    splits = [TRAIN] * len(episode_ids)
+    held_out = np.zeros(len(references), bool)
     if spec.is_corpus and config.holdout:
-        groups = zip(rows["split_group"].to_pylist(), rows["content_hash"].to_pylist(), strict=True)
-        splits = [VALIDATION if _fraction(group or content) < config.holdout else TRAIN for group, content in groups]
+        groups = zip(rows["split_group"].to_pylist(), references, strict=True)
+        held_out = np.array([_fraction(group or content_hash) < config.holdout for group, (_, content_hash) in groups])
     shards: list[ShardPlan] = []
-    for split in (TRAIN, VALIDATION):
-        members = [row for row, its_split in enumerate(splits) if its_split == split]
+    for split, members in ((TRAIN, np.flatnonzero(~held_out)), (VALIDATION, np.flatnonzero(held_out))):
         num_bytes = estimate_bytes(spec, num_steps[members])
         num_shards = max(1, math.ceil(num_bytes / (_TARGET_SHARE_OF_MAX * config.max_shard_bytes)))
-        shards += divide(spec.task_id, split, [episode_ids[row] for row in members], num_shards, config.seed)
+        shards += divide(spec.task_id, split, [references[row] for row in members], num_shards, config.seed)
     attributions = sorted(set(rows["attribution"].to_pylist()) - {"", None})
     return TaskPlan(task_id=task_id, report=report, shards=tuple(shards), attributions=tuple(attributions))
 
 
-def divide(task_id: str, split: str, episode_ids: Iterable[str], num_shards: int, seed: int) -> list[ShardPlan]:
-    """Spreads episodes over shards by hash(seed, episode id) and sorts each shard by the same hash."""
-    buckets: dict[int, list[tuple[int, str]]] = {}
-    for episode_id in episode_ids:
-        order = order_hash(seed, episode_id)
-        buckets.setdefault(order % num_shards, []).append((order, episode_id))
+def divide(task_id: str, split: str, references: Iterable[Reference], num_shards: int, seed: int) -> list[ShardPlan]:
+    """Spreads episodes over shards by hash(seed, episode id); each shard is in the order of `sort_references`."""
+    buckets: dict[int, list[Reference]] = {}
+    for reference in references:
+        buckets.setdefault(order_hash(seed, reference[0]) % num_shards, []).append(reference)
     return [
         ShardPlan(
             name=f"{task_file_name(task_id)}-{split}-{index:06d}",
             task_id=task_id,
             split=split,
-            episode_ids=tuple(episode_id for _, episode_id in sorted(buckets[index])),
+            references=sort_references(seed, buckets[index]),
         )
         for index in sorted(buckets)
     ]
+
+
+def sort_references(seed: int, references: Iterable[Reference]) -> tuple[Reference, ...]:
+    """Each reference once, by hash(seed, episode id)."""
+    unique = {(episode_id, content_hash) for episode_id, content_hash in references}
+    return tuple(sorted(unique, key=lambda each: (order_hash(seed, each[0]), each)))
 
 
 def order_hash(seed: int, episode_id: str) -> int:
@@ -218,6 +202,27 @@ def _num_patches(field: ArraySpec) -> int:
         return 0
     height, width = field.shape[:2]
     return math.ceil(height / 16) * math.ceil(width / 16)
+
+
+def read_random_returns(path: Path) -> dict[str, float]:
+    """Task id -> random return, from the file that `collectors score` writes.
+
+    Raises:
+      UserError: the file is missing, or is not {task id: {"random_return": number, ...}}.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"--scores {path}: no such file; run `collectors score --output {path}` first") from None
+    except ValueError as error:
+        raise UserError(f"--scores {path}: not JSON ({error}); write it with `collectors score`") from None
+    try:
+        returns = {task: score["random_return"] for task, score in data.items()}
+        return {task: float(value) for task, value in returns.items() if value is not None}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(
+            f'--scores {path}: expected {{task id: {{"random_return": number}}}}; see `collectors score`'
+        ) from None
 
 
 def fingerprint(*parts: Any) -> str:

@@ -40,14 +40,6 @@ class FilterRule(enum.StrEnum):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TaskScore:
-    """Returns of a task measured apart from its demonstrations, as `collectors score` writes them."""
-
-    random_return: float | None = None
-    expert_return: float | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class FilterReport:
     """What the filter did to one task.
 
@@ -130,8 +122,7 @@ def filter_task(
     agent_ids: Sequence[str],
     *,
     rule: FilterRule,
-    score: TaskScore | None,
-    scores_file: str = "",
+    random_return: float | None,
 ) -> tuple[np.ndarray, FilterReport]:
     """Decides for every episode of a control task.
 
@@ -140,8 +131,7 @@ def filter_task(
       episode_returns: float64 [N], N >= 1, each agent's episodes in the order of collection.
       agent_ids: [N].
       rule: how the threshold is found.
-      score: holds the random return, which the normalized rule needs.
-      scores_file: named in the error when the random return is missing.
+      random_return: mean return of a uniform random policy; the normalized rule needs it.
 
     Returns:
       bool [N], true for an episode that stays, and the report.
@@ -149,12 +139,10 @@ def filter_task(
     Raises:
       UserError: the random return is missing, or nothing would stay.
     """
-    random_return = score.random_return if score else None
     if rule == FilterRule.NORMALIZED and random_return is None:
         raise UserError(
-            f"task {task_id}: expected its random return in {scores_file or 'a scores file'}, got none; write it with "
-            f"'collectors score --tasks {task_id} --output scores.json' and pass --scores scores.json, "
-            "or choose --filter paper"
+            f"task {task_id}: the normalized filter needs the return of a random policy and --scores has none; "
+            f"run `collectors score --tasks {task_id} --output FILE` and pass --scores FILE, or use --filter paper"
         )
     expert = expert_return_of_agents(episode_returns, agent_ids)
     threshold = return_threshold(rule, expert, random_return)
@@ -189,7 +177,9 @@ def filter_task(
     )
 
 
-def keep_corpus(task_id: str, content_hashes: Sequence[str], episode_returns: np.ndarray) -> tuple[np.ndarray, FilterReport]:
+def keep_corpus(
+    task_id: str, content_hashes: Sequence[str], episode_returns: np.ndarray
+) -> tuple[np.ndarray, FilterReport]:
     """Decides for every episode of a corpus: all stay but exact copies of an earlier one. Returns mean nothing here.
 
     Returns:
@@ -212,7 +202,9 @@ def keep_corpus(task_id: str, content_hashes: Sequence[str], episode_returns: np
     )
 
 
-def histogram(episode_returns: np.ndarray, kept: np.ndarray) -> tuple[tuple[float, ...], tuple[int, ...], tuple[int, ...]]:
+def histogram(
+    episode_returns: np.ndarray, kept: np.ndarray
+) -> tuple[tuple[float, ...], tuple[int, ...], tuple[int, ...]]:
     """Edges of equal bins from the lowest to the highest return, and the episodes kept and dropped in each."""
     low, high = float(episode_returns.min()), float(episode_returns.max())
     if not high > low or not math.isfinite(high - low):

@@ -6,18 +6,16 @@ The module itself is not imported: importing webdataset imports torch, 2 s and 2
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import tarfile
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-TEMPORARY_SUFFIX = ".tmp"
+from beam_jobs.files import BLOCK_BYTES, file_facts, temporary_path
+
 _MEMBER_MODE = 0o444
-_COPY_BYTES = 1 << 20
 
 
 class TarShard:
@@ -26,14 +24,18 @@ class TarShard:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._temporary = temporary_path(path)
-        self._file = self._temporary.open("wb", buffering=_COPY_BYTES)
-        self._tar = tarfile.open(fileobj=self._file, mode="w|", format=tarfile.PAX_FORMAT, bufsize=_COPY_BYTES)
+        self._file = self._temporary.open("wb", buffering=BLOCK_BYTES)
+        self._tar = tarfile.open(  # noqa: SIM115 - closed in `close`
+            fileobj=self._file, mode="w|", format=tarfile.PAX_FORMAT, bufsize=BLOCK_BYTES
+        )
         self.num_samples = 0
 
     def __enter__(self) -> TarShard:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
         self._temporary.unlink(missing_ok=True)
 
@@ -63,46 +65,6 @@ class TarShard:
         return facts
 
 
-def sample_size(key: str, members: Mapping[str, bytes]) -> int:
+def sample_size(members: Mapping[str, bytes]) -> int:
     """Bytes that a sample takes in a tar: a header of 512 bytes and full blocks for each member."""
     return sum(512 + -(-len(data) // 512) * 512 for data in members.values())
-
-
-def temporary_path(path: Path) -> Path:
-    """A name next to `path` that no other process or try uses."""
-    return path.with_name(f"{path.name}.{os.getpid()}-{uuid.uuid4().hex[:12]}{TEMPORARY_SUFFIX}")
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Writes a whole file: temporary name, sync, rename."""
-    temporary = temporary_path(path)
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def file_facts(path: Path) -> dict[str, object]:
-    """`bytes`, `sha256` and `md5` (the index of the wids reader wants it) of a file, read once."""
-    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-    size = 0
-    with path.open("rb") as file:
-        while block := file.read(_COPY_BYTES):
-            sha256.update(block)
-            md5.update(block)
-            size += len(block)
-    return {"bytes": size, "sha256": sha256.hexdigest(), "md5": md5.hexdigest()}

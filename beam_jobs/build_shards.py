@@ -1,0 +1,193 @@
+"""The Beam pipeline that turns an episode store into shards.
+
+Only names travel between its steps, never frames: a worker reads the episodes of its shards from the store and writes
+whole files. It is one chain without side outputs, state or windows, because some runners drop those in silence.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import apache_beam as beam
+
+from beam_jobs import commit, runners
+from beam_jobs.files import read_json, write_file
+from beam_jobs.plan import BuildConfig, Reference, ShardPlan, TaskPlan, plan_task, sort_references
+from beam_jobs.shard_builder import RECORDS_FOLDER, TEXT_MODEL_FILE, ShardBuilder
+from episode_store.errors import UserError
+from episode_store.store import EpisodeStore
+
+# (shard name, task id, split): strings alone, so that every runner groups them alike.
+ShardKey = tuple[str, str, str]
+
+
+def build_pipeline(pipeline: beam.Pipeline, config: BuildConfig, store: EpisodeStore) -> None:
+    """The whole job, from task ids to dataset.json."""
+    _ = (
+        pipeline
+        | "TaskIds" >> beam.Create(config.task_ids)
+        | "SpreadKey" >> beam.Map(lambda task_id: (task_id, task_id)).with_output_types(tuple[str, str])
+        | "SpreadTasks" >> beam.GroupByKey()
+        | "FilterAndAssign" >> beam.ParDo(FilterAndAssign(config, store)).with_output_types(tuple[ShardKey, Reference])
+        | "GroupByShard" >> beam.GroupByKey()
+        | "BuildShard" >> beam.ParDo(BuildShard(config, store)).with_output_types(tuple[str, str])
+        | "GatherRecords" >> beam.GroupByKey()
+        | "Commit" >> beam.ParDo(Commit(config, store))
+        | "End" >> beam.Map(lambda num_shards: num_shards)  # a last stage without output can hang
+    )
+
+
+class _JobFn(beam.DoFn):
+    """A step of the job. The store travels as its path and extent, so that all see the same episodes."""
+
+    def __init__(self, config: BuildConfig, store: EpisodeStore) -> None:
+        self._config = config
+        self._store = store
+
+    def setup(self) -> None:
+        self._builder = ShardBuilder(self._config, self._store)
+
+
+class FilterAndAssign(_JobFn):
+    """(key, task ids) -> (shard, reference) for every episode that the filter keeps; reads metadata only."""
+
+    def process(self, element: tuple[str, Iterable[str]]) -> Iterator[tuple[ShardKey, Reference]]:
+        for task_id in set(element[1]):
+            for shard in plan_task(self._store, task_id, self._config).shards:
+                for reference in shard.references:
+                    yield (shard.name, shard.task_id, shard.split), reference
+
+
+class BuildShard(_JobFn):
+    """(shard, references) -> its record, after its files are on the disk."""
+
+    def process(self, element: tuple[ShardKey, Iterable[Reference]]) -> Iterator[tuple[str, str]]:
+        (name, task_id, split), references = element
+        ordered = sort_references(self._config.seed, references)
+        plan = ShardPlan(name=name, task_id=task_id, split=split, references=ordered)
+        yield "records", json.dumps(self._builder.build(plan))
+
+
+class Commit(_JobFn):
+    """(key, all records) -> the number of shards, after dataset.json is on the disk."""
+
+    def process(self, element: tuple[str, Iterable[str]]) -> Iterator[int]:
+        plans = plan_tasks(self._builder)
+        records = [json.loads(record) for record in element[1]]
+        try:
+            commit.commit(self._builder, plans, records)
+        except UserError as error:
+            # An exception would make the runner try again; the driver finds the same reason in the records.
+            logging.getLogger(__name__).warning("not committed: %s", error)
+        yield len(records)
+
+
+def plan_tasks(builder: ShardBuilder) -> list[TaskPlan]:
+    """The plan of every task of the job. Raises as `plan_task` does."""
+    return [plan_task(builder.store, task_id, builder.config) for task_id in builder.config.task_ids]
+
+
+def build_shards(
+    config: BuildConfig,
+    *,
+    workers: int = 1,
+    beam_flags: Sequence[str] = (),
+    timeout_seconds: float | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[dict[str, Any], bool]:
+    """Runs the job; a finished folder with the same fingerprint is left as it is.
+
+    Args:
+      config: what to build.
+      workers: processes of the local runner.
+      beam_flags: handed to Beam as they are.
+      timeout_seconds: the job is given up after this time.
+      on_progress: called now and then with the shards done and the shards in all.
+
+    Returns:
+      the manifest, and whether anything was built.
+
+    Raises:
+      UserError: in the input, or in what the job found.
+    """
+    flags = runners.pipeline_flags(beam_flags, workers)
+
+    def run(builder: ShardBuilder, tick: Callable[[], None]) -> None:
+        runners.run(lambda pipeline: build_pipeline(pipeline, config, builder.store), flags, timeout_seconds, tick)
+
+    return _prepare_and_run(config, run, on_progress)
+
+
+def build_locally(config: BuildConfig) -> tuple[dict[str, Any], bool]:
+    """The same job as a plain loop without Beam: the yardstick of tests and benchmarks."""
+
+    def loop(builder: ShardBuilder, _: Callable[[], None]) -> None:
+        plans = plan_tasks(builder)
+        commit.commit(builder, plans, [builder.build(shard) for plan in plans for shard in plan.shards])
+
+    return _prepare_and_run(config, loop, None)
+
+
+def _prepare_and_run(
+    config: BuildConfig,
+    run: Callable[[ShardBuilder, Callable[[], None]], None],
+    on_progress: Callable[[int, int], None] | None,
+) -> tuple[dict[str, Any], bool]:
+    builder = ShardBuilder(config, EpisodeStore.open(config.store))
+    plans = plan_tasks(builder)
+    fingerprint = commit.dataset_fingerprint(builder, plans)
+    records = config.output / RECORDS_FOLDER
+    _check_output(config.output)
+    records.mkdir(parents=True, exist_ok=True)
+    with (records / "lock").open("w") as lock:
+        _lock(lock, config.output)
+        manifest = commit.finished(config.output, fingerprint)
+        if manifest is not None:
+            return manifest, False
+        # From here on the old manifest, if any, no longer describes the files.
+        (config.output / commit.DATASET_FILE).unlink(missing_ok=True)
+        if config.text_model:
+            write_file(config.output / TEXT_MODEL_FILE, config.text_model.read_bytes())
+        expected = {shard.name: builder.fingerprint(shard) for plan in plans for shard in plan.shards}
+
+        pending = dict(expected)
+
+        def tick() -> None:
+            for name, its_fingerprint in list(pending.items()):
+                if (read_json(records / f"{name}.json") or {}).get("fingerprint") == its_fingerprint:
+                    del pending[name]
+            if on_progress:
+                on_progress(len(expected) - len(pending), len(expected))
+
+        run(builder, tick)
+        manifest = commit.finished(config.output, fingerprint)
+        if manifest is None:
+            # The worker that should have committed could not: say why.
+            found = [read_json(records / f"{name}.json") for name in expected]
+            commit.manifest(builder, plans, [record for record in found if record])
+            raise UserError(f"{config.output}: the job ended without its manifest; run the same command again")
+        return manifest, True
+
+
+def _check_output(output: Path) -> None:
+    """Refuses a folder with other content: the commit removes tars that the manifest does not name."""
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise UserError(f"--output {output}: expected a folder, got a file")
+    ours = (RECORDS_FOLDER, commit.DATASET_FILE)
+    foreign = next((path for path in sorted(output.iterdir())), None)
+    if foreign is not None and not any((output / name).exists() for name in ours):
+        raise UserError(f"--output {output}: expected an empty folder or one with shards, got {foreign.name} in it")
+
+
+def _lock(file: IO[str], output: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"--output {output}: another build-shards is writing there; wait for it or end it") from None

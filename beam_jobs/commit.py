@@ -1,0 +1,169 @@
+"""The end of a job: check that nothing is lost or doubled, write the manifest last, remove what it does not name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from beam_jobs.files import TEMPORARY_SUFFIX, read_json, sync_folder, write_json
+from beam_jobs.plan import TaskPlan, fingerprint
+from beam_jobs.shard_builder import RECORDS_FOLDER, TEXT_MODEL_FILE, ShardBuilder, code_fingerprint
+from episode_store.errors import UserError
+from tokenization.vocabulary import VOCABULARY_SIZE
+
+FORMAT = "gato-shards-v1"
+DATASET_FILE = "dataset.json"
+FILTER_REPORT_FILE = "filter_report.json"
+WIDS_FILE = "wids-{split}.json"
+
+_COUNTS = ("num_episodes", "num_timesteps", "num_tokens", "num_targets")
+
+
+def dataset_fingerprint(builder: ShardBuilder, plans: Sequence[TaskPlan]) -> str:
+    """Of everything that goes into the folder; equal fingerprints mean equal bytes."""
+    return fingerprint(
+        [builder.fingerprint(shard) for plan in plans for shard in plan.shards],
+        [plan.report.to_json() for plan in plans],
+        builder.config.max_rejected_share,
+    )
+
+
+def manifest(builder: ShardBuilder, plans: Sequence[TaskPlan], records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The content of dataset.json: no times, no paths, so equal input gives equal bytes.
+
+    Raises:
+      UserError: more episodes were rejected than the job allows, or a task lost all of its episodes.
+      RuntimeError: shards are missing or do not add up; a defect, or a worker with other code.
+    """
+    config = builder.config
+    record_of = {record["name"]: record for record in records}
+    shards: list[dict[str, Any]] = []
+    rejected: list[dict[str, str]] = []
+    tasks: dict[str, dict[str, Any]] = {}
+    for plan in plans:
+        task_records = []
+        for shard in plan.shards:
+            record = record_of.get(shard.name)
+            if record is None or record["fingerprint"] != builder.fingerprint(shard):
+                raise RuntimeError(f"shard {shard.name} is {'missing' if record is None else 'of another plan'}")
+            task_records.append(record)
+        task_shards = [file for record in task_records for file in record["files"]]
+        task_rejected = [entry for record in task_records for entry in record["rejected"]]
+        totals = {name: sum(file[name] for file in task_shards) for name in _COUNTS}
+        if plan.num_episodes != totals["num_episodes"] + len(task_rejected):
+            raise RuntimeError(
+                f"task {plan.task_id}: {plan.num_episodes} episodes planned, {totals['num_episodes']} written, "
+                f"{len(task_rejected)} rejected"
+            )
+        if not totals["num_episodes"]:
+            raise UserError(
+                f"task {plan.task_id}: all {len(task_rejected)} episodes were rejected, the first because "
+                f"{task_rejected[0]['reason']}"
+            )
+        report = plan.report
+        tasks[plan.task_id] = {
+            "spec": builder.store.tasks[plan.task_id].to_json(),
+            "expert_return": report.expert_return,
+            "random_return": report.random_return,
+            "threshold": report.threshold,
+            "episodes_in": report.num_episodes,
+            "episodes_duplicate": report.num_duplicates,
+            "episodes_below_threshold": report.num_episodes - report.num_duplicates - report.num_kept,
+            "episodes_rejected": len(task_rejected),
+            "episodes_kept": totals.pop("num_episodes"),
+            **totals,
+            "tokens_per_step": task_records[0]["tokens_per_step"],
+            "changes": dict(sorted(sum((Counter(record["changes"]) for record in task_records), Counter()).items())),
+        }
+        shards += task_shards
+        rejected += task_rejected
+    _check_rejected(rejected, sum(plan.num_episodes for plan in plans), config.max_rejected_share)
+    return {
+        "format": FORMAT,
+        "vocabulary_size": VOCABULARY_SIZE,
+        "text_model_sha256": builder.text_model_sha256,
+        "seed": config.seed,
+        "settings": config.settings(),
+        "code": code_fingerprint(),
+        "fingerprint": dataset_fingerprint(builder, plans),
+        "shards": shards,
+        "tasks": tasks,
+        "filter_report": [plan.report.to_json() for plan in plans],
+        "licences": [
+            {
+                "task_id": plan.task_id,
+                "licence": builder.store.tasks[plan.task_id].licence,
+                "attributions": list(plan.attributions),
+            }
+            for plan in plans
+        ],
+        "rejected": rejected,
+    }
+
+
+def commit(builder: ShardBuilder, plans: Sequence[TaskPlan], records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Writes the indices, then dataset.json, then removes files that it does not name. Raises as `manifest` does."""
+    output = builder.config.output
+    data = manifest(builder, plans, records)
+    write_json(output / FILTER_REPORT_FILE, data["filter_report"])
+    indices = set()
+    for split in sorted({shard["split"] for shard in data["shards"]}):
+        indices.add(WIDS_FILE.format(split=split))
+        write_json(output / WIDS_FILE.format(split=split), _wids_index(data["shards"], split))
+    write_json(output / DATASET_FILE, data)
+    named = {shard["file"] for shard in data["shards"]} | indices
+    for path in output.iterdir():
+        is_ours = path.suffix in (".tar", TEMPORARY_SUFFIX) or path.match(WIDS_FILE.format(split="*"))
+        if is_ours and path.name not in named:
+            path.unlink(missing_ok=True)
+    planned = {f"{shard.name}.json" for plan in plans for shard in plan.shards}
+    for path in (output / RECORDS_FOLDER).iterdir():
+        if path.suffix in (".json", TEMPORARY_SUFFIX) and path.name not in planned:
+            path.unlink(missing_ok=True)
+    sync_folder(output)
+    return data
+
+
+def finished(output: Path, expected_fingerprint: str) -> dict[str, Any] | None:
+    """The manifest of a finished folder with this fingerprint whose files all have their sizes; else None."""
+    data = read_json(output / DATASET_FILE)
+    if data is None or data.get("fingerprint") != expected_fingerprint:
+        return None
+    files = [(shard["file"], shard["bytes"]) for shard in data["shards"]]
+    if data["text_model_sha256"]:
+        files.append((TEXT_MODEL_FILE, None))
+    for name, size in files:
+        path = output / name
+        if not path.is_file() or size not in (None, path.stat().st_size):
+            return None
+    return data
+
+
+def _check_rejected(rejected: Sequence[Mapping[str, str]], num_planned: int, max_share: float) -> None:
+    broken = [entry for entry in rejected if entry["kind"] == "unreadable"]
+    if len(broken) > max_share * num_planned:
+        first = broken[0]
+        raise UserError(
+            f"{len(broken)} of {num_planned} episodes could not be read or tokenized, more than the allowed share of "
+            f"{max_share:g} (--max-rejected); the first, {first['episode_id']} of {first['task_id']}: {first['reason']}"
+        )
+
+
+def _wids_index(shards: Iterable[Mapping[str, Any]], split: str) -> dict[str, Any]:
+    """An index as the wids reader of WebDataset expects it."""
+    return {
+        "__kind__": "wids-shard-index-v1",
+        "wids_version": 1,
+        "shardlist": [
+            {
+                "url": shard["file"],
+                "md5sum": shard["md5"],
+                "nsamples": shard["num_samples"],
+                "filesize": shard["bytes"],
+            }
+            for shard in shards
+            if shard["split"] == split
+        ],
+    }
