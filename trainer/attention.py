@@ -1,0 +1,138 @@
+"""Three ways for tokens to see each other, one rule: only earlier tokens of the same segment."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+# Up to this length a plain matrix product beats the fused kernel on CPUs, above all its backward pass in bf16.
+_PLAIN_LENGTH = 512
+
+
+class Attention(Protocol):
+    """Queries, keys and values of N tokens, each [N, H, K], become N mixed values [N, H, K]."""
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, *, block: int) -> Tensor: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentedAttention:
+    """Attention inside the segments of packed sequences.
+
+    Segments are gathered into buckets of similar length, so nothing is computed between segments and hardly anything
+    for padding; a token cannot see another segment because it is never in the same product.
+
+    Attributes:
+      buckets: int64 [n, L] each: flat token numbers of n segments, the last one repeated to fill up.
+      inverse: int64 [N]: where each token is in the buckets, laid end to end.
+    """
+
+    buckets: tuple[Tensor, ...]
+    inverse: Tensor
+
+    @classmethod
+    def from_lengths(cls, lengths: Sequence[int]) -> SegmentedAttention:
+        """For segments of these lengths, laid end to end."""
+        ends = np.cumsum(lengths)
+        starts = ends - np.asarray(lengths)
+        sides = np.maximum(16, 2 ** np.ceil(np.log2(np.maximum(lengths, 1))).astype(np.int64))
+        # Half-way sides keep the padding under a third.
+        sides = np.where((sides > 16) & (np.asarray(lengths) <= sides * 3 // 4), sides * 3 // 4, sides)
+        buckets, inverse, base = [], np.empty(int(ends[-1]), dtype=np.int64), 0
+        for side in np.unique(sides).tolist():
+            (members,) = np.nonzero(sides == side)
+            columns = np.arange(side)
+            places = np.minimum(starts[members, None] + columns, ends[members, None] - 1)
+            real = columns < (ends - starts)[members, None]
+            inverse[places[real]] = base + np.flatnonzero(real.ravel())
+            buckets.append(torch.from_numpy(places))
+            base += places.size
+        return cls(buckets=tuple(buckets), inverse=torch.from_numpy(inverse))
+
+    def to(self, device: torch.device) -> SegmentedAttention:
+        """The same on another device."""
+        return SegmentedAttention(
+            buckets=tuple(bucket.to(device, non_blocking=True) for bucket in self.buckets),
+            inverse=self.inverse.to(device, non_blocking=True),
+        )
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, *, block: int) -> Tensor:
+        """[N, H, K] each -> [N, H, K]."""
+        packed = torch.stack((query, key, value), dim=1)  # [N, 3, H, K]
+        mixed = []
+        for bucket in self.buckets:
+            parts = packed.index_select(0, bucket.flatten()).view(*bucket.shape, *packed.shape[1:])
+            q, k, v = parts.permute(2, 0, 3, 1, 4)  # each [n, H, L, K]
+            mixed.append(causal_attention(q, k, v).transpose(1, 2).flatten(0, 1))
+        return torch.cat(mixed).index_select(0, self.inverse)
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """[n, H, L, K] each -> [n, H, L, K], every token over itself and the earlier ones."""
+    length = query.shape[2]
+    if query.is_cuda or length > _PLAIN_LENGTH:
+        return functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    scores = torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-1, -2))
+    future = torch.ones(length, length, dtype=torch.bool, device=query.device).triu_(1)
+    return torch.matmul(scores.masked_fill(future, float("-inf")).softmax(-1).to(value.dtype), value)
+
+
+class KeyValueCache:
+    """Keys and values of what each of B sequences has seen, for acting; sequences may differ in length.
+
+    `extend` begins a pass over T new tokens of each sequence, of which `valid` [B] are real and the others, on the
+    right, are padding: they write beyond the end and are overwritten by what comes next.
+    """
+
+    def __init__(
+        self, *, num_blocks: int, batch_size: int, capacity: int, num_heads: int, key_size: int, dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        shape = (num_blocks, batch_size, num_heads, capacity, key_size)
+        self._keys = torch.zeros(shape, dtype=dtype, device=device)
+        self._values = torch.zeros(shape, dtype=dtype, device=device)
+        self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self._positions = torch.zeros((batch_size, 0), dtype=torch.int64, device=device)
+        self._mask: Tensor | None = None
+
+    @property
+    def capacity(self) -> int:
+        """Most tokens of one sequence."""
+        return self._keys.shape[3]
+
+    def extend(self, num_tokens: int) -> Tensor:
+        """Positions int64 [B, T] of the next tokens."""
+        device = self.lengths.device
+        self._positions = self.lengths[:, None] + torch.arange(num_tokens, device=device)
+        end = int(self._positions.max()) + 1
+        if end > self.capacity:
+            raise ValueError(f"cache of {self.capacity} tokens cannot hold {end}")
+        self._mask = (torch.arange(end, device=device) <= self._positions[:, :, None])[:, None]
+        return self._positions
+
+    def commit(self, valid: Tensor) -> None:
+        """Ends a pass: `valid` [B] of its tokens stay."""
+        self.lengths = self.lengths + valid
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, *, block: int) -> Tensor:
+        """[B * T, H, K] each -> [B * T, H, K]."""
+        assert self._mask is not None
+        batch, length = self._positions.shape
+        rows = torch.arange(batch, device=key.device)[:, None]
+        query, key, value = (part.view(batch, length, *part.shape[1:]) for part in (query, key, value))
+        self._keys[block][rows, :, self._positions] = key.to(self._keys.dtype)
+        self._values[block][rows, :, self._positions] = value.to(self._values.dtype)
+        end = self._mask.shape[-1]
+        mixed = functional.scaled_dot_product_attention(
+            query.transpose(1, 2).to(self._keys.dtype),
+            self._keys[block][:, :, :end],
+            self._values[block][:, :, :end],
+            attn_mask=self._mask,
+        )
+        return mixed.transpose(1, 2).flatten(0, 1)

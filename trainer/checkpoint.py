@@ -1,0 +1,179 @@
+"""Checkpoints: safetensors for tensors, JSON for the rest, each folder complete or absent.
+
+<run>/config.json                       the resolved settings
+<run>/checkpoints/step-00001200/
+    model.safetensors                   weights in fp32
+    optimizer.safetensors               AdamW's moments, "<parameter>.exp_avg" and so on
+    state.json                          step, schedule, random state; written last inside the folder
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from episode_store.errors import UserError
+from tokenization.vocabulary import VOCABULARY_SIZE
+from trainer.config import TrainConfig
+from trainer.model import Generalist
+
+FORMAT = "gato-checkpoint-v1"
+CONFIG_FILE = "config.json"
+_NAME = re.compile(r"step-(\d{8})")
+
+
+def save(
+    run: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], keep: int = 2
+) -> Path:
+    """Writes a checkpoint and removes all but the last `keep`."""
+    folder = run / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{step:08d}"
+    partial = folder / f".partial-{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()},
+              partial / "model.safetensors")  # fmt: skip
+    moments = {
+        f"{names[id(parameter)]}.{key}": value.detach().cpu().contiguous()
+        for parameter, slots in optimizer.state.items()
+        for key, value in slots.items()
+    }
+    save_file(moments, partial / "optimizer.safetensors")
+    body = {"format": FORMAT, "vocabulary_size": VOCABULARY_SIZE, "step": step, **state}
+    write_json(partial / "state.json", body)
+    for file in partial.iterdir():
+        _sync(file)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(partial, final)
+    _sync(folder)
+    for old in list_checkpoints(run)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and (path / "state.json").is_file())
+
+
+def latest(run: Path) -> Path:
+    """The newest checkpoint of a run.
+
+    Raises:
+      UserError: when there is none.
+    """
+    found = list_checkpoints(run)
+    if not found:
+        raise UserError(f"{run}: no checkpoint there; train first with `trainer train --output {run}`")
+    return found[-1]
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """`state.json` of a checkpoint.
+
+    Raises:
+      UserError: when it is not a checkpoint of this project, or of another vocabulary.
+    """
+    file = checkpoint / "state.json"
+    try:
+        state = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{checkpoint}: not a checkpoint: no state.json in it") from None
+    except ValueError as error:
+        raise UserError(f"{file}: damaged ({error}); remove {checkpoint} to use the one before it") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(f"{file}: expected format {FORMAT}")
+    if state.get("vocabulary_size") != VOCABULARY_SIZE:
+        raise UserError(
+            f"{checkpoint}: checkpoint of another vocabulary: expected {VOCABULARY_SIZE} ids, "
+            f"got {state.get('vocabulary_size')}; it cannot be used with these shards"
+        )
+    return state
+
+
+def load_config(run: Path) -> TrainConfig:
+    """The settings a run was made with."""
+    try:
+        return TrainConfig.from_json(json.loads((run / CONFIG_FILE).read_text()))
+    except FileNotFoundError:
+        raise UserError(f"{run}: not a training run: no {CONFIG_FILE} in it") from None
+    except ValueError as error:
+        raise UserError(f"{run / CONFIG_FILE}: damaged ({error})") from None
+
+
+def load_weights(checkpoint: Path, model: Generalist) -> None:
+    """Puts a checkpoint's weights into a model.
+
+    Raises:
+      UserError: when the file is damaged or its tensors do not fit.
+    """
+    tensors = _load(checkpoint / "model.safetensors")
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    got = {name: tuple(value.shape) for name, value in tensors.items()}
+    if expected != got:
+        name = next(name for name in sorted({*expected, *got}) if expected.get(name) != got.get(name))
+        raise UserError(
+            f"{checkpoint}: weights do not fit this model: {name}: expected {expected.get(name)}, got {got.get(name)}"
+        )
+    model.load_state_dict(tensors)
+
+
+def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Puts a checkpoint's moments into an optimizer of the same model."""
+    moments = _load(checkpoint / "optimizer.safetensors")
+    for name, parameter in model.named_parameters():
+        prefix = f"{name}."
+        slots = {key: moments[prefix + key] for key in ("step", "exp_avg", "exp_avg_sq") if prefix + key in moments}
+        if slots:
+            optimizer.state[parameter] = {
+                key: value if key == "step" else value.to(parameter.device) for key, value in slots.items()
+            }
+
+
+def load_model(run: Path, device: torch.device, checkpoint: Path | None = None) -> Generalist:
+    """The model of a run, in evaluation mode."""
+    checkpoint = checkpoint or latest(run)
+    read_state(checkpoint)
+    model = Generalist(load_config(run).model)
+    load_weights(checkpoint, model)
+    return model.to(device).eval()
+
+
+def write_json(path: Path, body: Any) -> None:
+    """Replaces a JSON file in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(body, indent=1))
+    _sync(temporary)
+    os.replace(temporary, path)
+
+
+def _load(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path.parent}: not a checkpoint: no {path.name} in it") from None
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path}: damaged ({error}); remove {path.parent} to use the one before it") from None
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,162 @@
+"""Every setting of the trainer. These frozen dataclasses are the only truth; presets fill them in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from episode_store.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape of the network (Gato, appendix C, with rotary positions for Transformer-XL's relative ones).
+
+    Attributes:
+      width: of the residual stream.
+      num_blocks: transformer blocks.
+      num_heads: attention heads.
+      key_size: width of one head.
+      feed_forward_size: hidden width of the GEGLU counting both halves, so the gate and the value have half each.
+      patch_channels: channels of the ResNet block that embeds image patches; a multiple of 32 (GroupNorm groups).
+      dropout: on the residual branches.
+    """
+
+    width: int = 128
+    num_blocks: int = 4
+    num_heads: int = 4
+    key_size: int = 32
+    feed_forward_size: int = 1024
+    patch_channels: int = 32
+    dropout: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """How training sequences are drawn from the shards.
+
+    A sequence of `context_tokens` is packed with segments: consecutive timesteps of one episode, a quarter of them
+    behind a prompt. Attention never crosses from one segment into another. Short segments keep the model from
+    predicting an action by copying the ones before it (docs/experiments.md).
+
+    Attributes:
+      context_tokens: length of a packed sequence.
+      short_segment_share: share of the control segments that have 1 to `short_segment_steps` steps; the others take
+        what fits into `long_segment_tokens`.
+      episode_start_share: share of the control segments that begin at the first step of their episode.
+      prompt_share: share of the segments that begin with a prompt (the paper: 25%).
+      prompt_steps: most steps of a prompt; half of the prompts come from the end of their episode.
+      text_observation_weight: weight in the loss of text tokens inside observations (the paper: 1).
+      task_weights: task id or pattern -> share of the tokens, relative to the others; the first match wins; tasks
+        without a match have weight 1.
+    """
+
+    context_tokens: int = 256
+    short_segment_share: float = 0.8
+    short_segment_steps: int = 3
+    long_segment_tokens: int = 256
+    episode_start_share: float = 0.1
+    prompt_share: float = 0.25
+    prompt_steps: int = 2
+    text_observation_weight: float = 1.0
+    task_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with the paper's constants; a linear warm-up, then a cosine to a tenth (or `final_learning_rate_share`)."""
+
+    learning_rate: float = 2e-3
+    final_learning_rate_share: float = 0.1
+    warmup_steps: int = 100
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    gradient_clip_norm: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+      steps: optimizer steps; fewer if `budget_seconds` would be exceeded.
+      budget_seconds: when set, the speed of the first steps decides how many steps fit; the number is kept in the
+        checkpoint, so a resumed run keeps the same schedule.
+      batch_size: packed sequences a step.
+      action_label_sigma_bins: spread of the soft labels of continuous actions, in bins; 0 gives one-hot labels.
+      precision: "auto", "fp32", "bf16" or "fp16".
+      device: "auto", "cpu" or "cuda".
+    """
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    sampler: SamplerConfig = dataclasses.field(default_factory=SamplerConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    steps: int = 2000
+    budget_seconds: float | None = None
+    batch_size: int = 16
+    seed: int = 0
+    action_label_sigma_bins: float = 0.0
+    checkpoint_every_steps: int = 200
+    log_every_steps: int = 10
+    precision: str = "auto"
+    device: str = "auto"
+    compile: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TrainConfig:
+        """The inverse of `to_json`.
+
+        Raises:
+          UserError: for an unknown setting.
+        """
+        return _from_json(cls, data)
+
+
+_NESTED = {"model": ModelConfig, "sampler": SamplerConfig, "optimizer": OptimizerConfig}
+
+
+def _from_json(cls: Any, data: Mapping[str, Any]) -> Any:
+    names = {field.name for field in dataclasses.fields(cls)}
+    unknown = sorted(set(data) - names)
+    if unknown:
+        raise UserError(f"{cls.__name__}: unknown settings {unknown}; it has {sorted(names)}")
+    return cls(**{key: _from_json(_NESTED[key], value) if key in _NESTED else value for key, value in data.items()})
+
+
+def override(config: TrainConfig, assignments: Mapping[str, str]) -> TrainConfig:
+    """Applies `section.name=value` strings, as the command line's `--set` gives them.
+
+    Raises:
+      UserError: for an unknown name or a value of the wrong type.
+    """
+    data = config.to_json()
+    for path, text in assignments.items():
+        *sections, name = path.split(".")
+        target = data
+        for section in sections:
+            target = target.get(section, {})
+        if not isinstance(target, dict) or (name not in target and sections != ["sampler", "task_weights"]):
+            known = sorted(f"{s}.{k}" for s in _NESTED for k in data[s]) + sorted(set(data) - set(_NESTED))
+            raise UserError(f"--set {path}: unknown setting; known: {', '.join(known)}")
+        target[name] = _parse(path, text, target.get(name, 0.0))
+    return TrainConfig.from_json(data)
+
+
+def _parse(path: str, text: str, current: Any) -> Any:
+    try:
+        if isinstance(current, bool):
+            return {"true": True, "false": False}[text.lower()]
+        if isinstance(current, int):
+            return int(text)
+        if isinstance(current, float) or current is None:
+            return float(text)
+    except (KeyError, ValueError):
+        raise UserError(f"--set {path}: expected a {type(current).__name__}, got {text!r}") from None
+    return text

@@ -1,0 +1,192 @@
+"""The shards on disk become arrays per task: memory-mapped tars, checked once, never copied whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import mmap
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from episode_store.command_line import progress
+from episode_store.errors import UserError
+from episode_store.task import TaskSpec
+from tokenization.shard_format import Pack, PackedEpisode, decode_pack
+from tokenization.text import TextTokenizer
+from tokenization.token_sequence import TokenSequence, observation_positions
+from tokenization.vocabulary import PATCH_PLACEHOLDER, VOCABULARY_SIZE
+
+DATASET_FILE = "dataset.json"
+TEXT_MODEL_FILE = "text.model"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TaskData:
+    """All packs of one task and split, end to end.
+
+    Attributes:
+      task: its spec.
+      tokens, targets: [N], see `TokenSequence`.
+      local_positions: int16 [N], -1 for action tokens.
+      timestep_offsets: int64 [S + 1], token range of each timestep.
+      episode_offsets: int64 [E + 1], timestep range of each episode.
+      agents: int32 [E], one number for each agent.
+      episodes: facts of each episode, as in `Pack.episodes`.
+      patch_slots: int64 [M], places of the patch tokens in `tokens`, ascending.
+      patch_index: int64 [M], row of `patches` of each.
+      patch_intervals: uint8 [M, 4].
+      patches: uint8 [U, 16, 16, 3].
+    """
+
+    task: TaskSpec
+    tokens: np.ndarray
+    targets: np.ndarray
+    local_positions: np.ndarray
+    timestep_offsets: np.ndarray
+    episode_offsets: np.ndarray
+    agents: np.ndarray
+    episodes: list[PackedEpisode]
+    patch_slots: np.ndarray
+    patch_index: np.ndarray
+    patch_intervals: np.ndarray
+    patches: np.ndarray
+
+    @property
+    def num_episodes(self) -> int:
+        """E."""
+        return len(self.episode_offsets) - 1
+
+    @property
+    def num_timesteps(self) -> int:
+        """S."""
+        return len(self.timestep_offsets) - 1
+
+    def window(self, first_timestep: int, last_timestep: int) -> TokenSequence:
+        """The timesteps [first, last) as a token sequence."""
+        start, end = int(self.timestep_offsets[first_timestep]), int(self.timestep_offsets[last_timestep])
+        low, high = np.searchsorted(self.patch_slots, (start, end))
+        return TokenSequence(
+            task_id=self.task.task_id,
+            episode_id="",
+            tokens=self.tokens[start:end],
+            targets=self.targets[start:end],
+            timestep_offsets=self.timestep_offsets[first_timestep : last_timestep + 1] - start,
+            patches=self.patches,
+            patch_index=self.patch_index[low:high],
+            patch_intervals=self.patch_intervals[low:high],
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """A shard folder that was completed, opened for reading."""
+
+    path: Path
+    info: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Dataset:
+        """Reads `dataset.json`.
+
+        Raises:
+          UserError: when the folder holds no complete shards, or those of another vocabulary.
+        """
+        path = Path(path)
+        file = path / DATASET_FILE
+        if not file.is_file():
+            raise UserError(
+                f"{path}: no {DATASET_FILE} there, so no finished shards; run `beam_jobs build-shards --output {path}`"
+            )
+        try:
+            info = json.loads(file.read_text())
+        except ValueError as error:
+            raise UserError(f"{file}: not JSON ({error}); build the shards again") from None
+        if info.get("vocabulary_size") != VOCABULARY_SIZE:
+            raise UserError(f"{file}: expected vocabulary {VOCABULARY_SIZE}, got {info.get('vocabulary_size')}")
+        return cls(path=path, info=info)
+
+    @property
+    def tasks(self) -> dict[str, TaskSpec]:
+        """Task id -> spec."""
+        return {task_id: TaskSpec.from_json(task["spec"]) for task_id, task in self.info["tasks"].items()}
+
+    def text_tokenizer(self) -> TextTokenizer:
+        """The SentencePiece model that the shards were made with."""
+        return TextTokenizer.load(self.path / TEXT_MODEL_FILE)
+
+    def packs(self, split: str = "train", task_id: str | None = None) -> Iterator[Pack]:
+        """Every pack of a split, in the order of the shards."""
+        for shard in self.info["shards"]:
+            if shard["split"] == split and task_id in (None, shard["task_id"]):
+                yield from read_shard(self.path / shard["file"], num_samples=shard["num_samples"])
+
+    def load(self, split: str = "train") -> dict[str, TaskData]:
+        """Task id -> its data, in lexicographic order."""
+        packs: dict[str, list[Pack]] = {}
+        total = sum(shard["num_samples"] for shard in self.info["shards"] if shard["split"] == split)
+        for pack in progress(self.packs(split), description=f"reading {split} shards", total=total, unit="packs"):
+            packs.setdefault(pack.task_id, []).append(pack)
+        tasks = self.tasks
+        return {task_id: _join(tasks[task_id], packs[task_id]) for task_id in sorted(packs)}
+
+
+def read_shard(path: Path, *, num_samples: int) -> Iterator[Pack]:
+    """The packs of one tar.
+
+    Raises:
+      UserError: when the file is missing, cut short, or holds another number of samples than the manifest says.
+    """
+    try:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            samples: dict[str, dict[str, Any]] = {}
+            for member in tar.getmembers():
+                key, _, extension = member.name.partition(".")
+                if member.offset_data + member.size > len(view):
+                    raise tarfile.ReadError("unexpected end of data")
+                samples.setdefault(key, {})[extension] = view[member.offset_data : member.offset_data + member.size]
+    except FileNotFoundError:
+        raise UserError(f"{path}: shard missing; run the same `beam_jobs build-shards` again to restore it") from None
+    except (tarfile.TarError, ValueError) as error:
+        raise UserError(f"{path}: shard damaged ({error}); run `beam_jobs build-shards` again to restore it") from None
+    if len(samples) != num_samples:
+        raise UserError(
+            f"{path}: shard cut short: expected {num_samples} samples, got {len(samples)}; "
+            "run `beam_jobs build-shards` again to restore it"
+        )
+    for key, members in samples.items():
+        yield decode_pack(members, where=f"{path}: sample {key}")
+
+
+def _join(task: TaskSpec, packs: list[Pack]) -> TaskData:
+    agents: dict[str, int] = {}
+    episodes = [episode for pack in packs for episode in pack.episodes]
+    tokens = np.concatenate([pack.tokens for pack in packs])
+    timestep_offsets = _join_offsets([pack.timestep_offsets for pack in packs])
+    patch_base = np.cumsum([0] + [len(pack.patches) for pack in packs])
+    return TaskData(
+        task=task,
+        tokens=tokens,
+        targets=np.concatenate([pack.targets for pack in packs]),
+        local_positions=observation_positions(tokens, timestep_offsets),
+        timestep_offsets=timestep_offsets,
+        episode_offsets=_join_offsets([pack.episode_offsets for pack in packs]),
+        agents=np.array([agents.setdefault(episode.agent_id, len(agents)) for episode in episodes], dtype=np.int32),
+        episodes=episodes,
+        patch_slots=np.flatnonzero(tokens == PATCH_PLACEHOLDER),
+        patch_index=np.concatenate(
+            [pack.patch_index.astype(np.int64) + base for pack, base in zip(packs, patch_base, strict=False)]
+        ),
+        patch_intervals=np.concatenate([pack.patch_intervals for pack in packs]),
+        patches=np.concatenate([pack.patches for pack in packs]),
+    )
+
+
+def _join_offsets(offsets: list[np.ndarray]) -> np.ndarray:
+    bases = np.cumsum([0] + [int(part[-1]) for part in offsets])
+    parts = [part[:-1].astype(np.int64) + base for part, base in zip(offsets, bases, strict=False)]
+    return np.concatenate([*parts, bases[-1:]])

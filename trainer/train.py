@@ -1,0 +1,253 @@
+"""One training run, from shards to checkpoints; killed at any moment, it goes on from the last checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from episode_store.command_line import progress
+from episode_store.errors import UserError
+from trainer import checkpoint
+from trainer.batch import Batch, batches
+from trainer.config import TrainConfig
+from trainer.loss import target_losses, weighted_mean
+from trainer.model import Generalist, num_parameters
+from trainer.optim import learning_rate, make_optimizer
+from trainer.precision import autocast, choose_device, choose_precision, make_scaler
+from trainer.sampler import Sampler
+from trainer.shards import Dataset
+
+METRICS_FILE = "metrics.jsonl"
+# The first steps warm up caches; the next ones measure the speed for `budget_seconds`.
+_CALIBRATION = (10, 50)
+
+
+class NonFiniteLossError(UserError):
+    """The loss became NaN or infinite."""
+
+
+def train(dataset: Dataset, run: Path, config: TrainConfig) -> dict[str, Any]:
+    """Trains until `config.steps` (or its budget) and returns a summary. Resumes by itself.
+
+    Raises:
+      UserError: when the run was begun with other settings or shards.
+    """
+    device = choose_device(config.device)
+    precision = choose_precision(config.precision, device)
+    _begin(run, config, dataset)
+    data = dataset.load("train")
+    sampler = Sampler(data, config.sampler, config.seed)
+    model = Generalist(config.model)
+    model.initialize(config.seed)
+    model.to(device).train()
+    optimizer = make_optimizer(model, config.optimizer)
+    scaler = make_scaler(precision, device)
+    state = _TrainingState(step=0, total_steps=config.steps, seconds=0.0, num_tokens=0)
+    existing = checkpoint.list_checkpoints(run)
+    if existing:
+        saved = checkpoint.read_state(existing[-1])
+        state = _TrainingState(**{field.name: saved[field.name] for field in dataclasses.fields(_TrainingState)})
+        checkpoint.load_weights(existing[-1], model)
+        checkpoint.load_optimizer(existing[-1], model, optimizer)
+    step_function: Any = torch.compile(_forward_backward) if config.compile else _forward_backward
+    with contextlib.ExitStack() as stack:
+        metrics = stack.enter_context(_Metrics(run, sampler.task_ids, state.step))
+        source: Iterator[Batch] = batches(sampler, batch_size=config.batch_size, first_step=state.step)
+        stack.callback(source.close)  # type: ignore[attr-defined]
+        bar = stack.enter_context(progress(description="training", total=state.total_steps, unit="steps"))
+        bar.update(state.step)
+        marks = {state.step: time.perf_counter()}
+        first_step = state.step
+        while state.step < state.total_steps:
+            waited = time.perf_counter()
+            batch = next(source).to(device)
+            began = time.perf_counter()
+            rate = learning_rate(state.step, state.total_steps, config.optimizer)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss, losses = step_function(model, batch, config.action_label_sigma_bins, precision, device, scaler)
+            scaler.unscale_(optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.gradient_clip_norm)
+            if not math.isfinite(float(loss)) or (not math.isfinite(float(norm)) and not scaler.is_enabled()):
+                raise NonFiniteLossError(
+                    f"step {state.step}: loss {float(loss)}, gradient norm {float(norm)}: not finite; worst task "
+                    f"{metrics.worst_task(losses, batch)}; lower optimizer.learning_rate and run again"
+                )
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            state.step += 1
+            state.num_tokens += batch.num_real_tokens
+            now = time.perf_counter()
+            state.seconds += now - waited
+            metrics.add(losses, batch, loss=float(loss), norm=float(norm), waited=began - waited, seconds=now - waited)
+            if state.step % config.log_every_steps == 0 or state.step == state.total_steps:
+                row = metrics.log(state.step, rate)
+                bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s")
+            bar.update(1)
+            if config.budget_seconds and first_step == 0 and state.step in _CALIBRATION:
+                marks[state.step] = now
+                if state.step == _CALIBRATION[1]:
+                    state.total_steps = _steps_in_budget(marks, state, config)
+                    bar.total = state.total_steps
+            if state.step % config.checkpoint_every_steps == 0 or state.step == state.total_steps:
+                metrics.flush()
+                checkpoint.save(run, step=state.step, model=model, optimizer=optimizer, state=dataclasses.asdict(state))
+    return {
+        "steps": state.step,
+        "tokens": state.num_tokens,
+        "seconds": state.seconds,
+        "parameters": num_parameters(model),
+        "precision": precision,
+        "device": str(device),
+        "checkpoint": str(checkpoint.latest(run)),
+    }
+
+
+@dataclasses.dataclass(kw_only=True)
+class _TrainingState:
+    """What a resumed run needs besides weights and moments; the sampler needs the step alone."""
+
+    step: int
+    total_steps: int
+    seconds: float
+    num_tokens: int
+
+
+def _forward_backward(
+    model: Generalist, batch: Batch, sigma_bins: float, precision: str, device: torch.device, scaler: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    with autocast(precision, device):
+        hidden = model(batch.inputs, batch.attention)
+        losses = target_losses(model, hidden, batch.targets, sigma_bins)
+        loss = weighted_mean(losses, batch.targets)
+    scaler.scale(loss).backward()
+    return loss.detach(), losses.detach()
+
+
+def _steps_in_budget(marks: dict[int, float], state: _TrainingState, config: TrainConfig) -> int:
+    first, last = _CALIBRATION
+    seconds_per_step = (marks[last] - marks[first]) / (last - first)
+    assert config.budget_seconds is not None
+    left = max(0.0, config.budget_seconds - state.seconds)
+    return max(state.step + 1, min(config.steps, state.step + int(left / seconds_per_step)))
+
+
+def _begin(run: Path, config: TrainConfig, dataset: Dataset) -> None:
+    """Records the settings, or checks that they are those the run was begun with."""
+    run.mkdir(parents=True, exist_ok=True)
+    body = {**config.to_json(), "shards": {"path": str(dataset.path), "fingerprint": dataset.info.get("fingerprint")}}
+    file = run / checkpoint.CONFIG_FILE
+    if checkpoint.list_checkpoints(run):
+        try:
+            before = json.loads(file.read_text())
+        except (FileNotFoundError, ValueError) as error:
+            raise UserError(f"{file}: unreadable ({error}); use another --output") from None
+        for key in body:
+            same = before.get(key) == json.loads(json.dumps(body[key]))
+            if key == "shards":
+                same = before.get(key, {}).get("fingerprint") == body[key]["fingerprint"]
+            if not same:
+                raise UserError(
+                    f"{run}: begun with {key}={before.get(key)}, now {body[key]}; "
+                    "use the same settings to resume, or another --output"
+                )
+    else:
+        (run / METRICS_FILE).unlink(missing_ok=True)
+    checkpoint.write_json(file, body)
+
+
+class _Metrics:
+    """Means over the steps since the last log line, to JSON lines and TensorBoard."""
+
+    def __init__(self, run: Path, task_ids: list[str], first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._task_ids = task_ids
+        path = run / METRICS_FILE
+        lines = path.read_text().splitlines() if path.exists() else []
+        # Lines after the checkpoint that we resume from are written again.
+        kept = [line for line in lines if _step_of(line) <= first_step]
+        self._file = path.open("w")
+        self._file.writelines(line + "\n" for line in kept)
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
+        self._reset()
+
+    def __enter__(self) -> _Metrics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._board.close()
+
+    def _reset(self) -> None:
+        self._sums = torch.zeros(len(self._task_ids))
+        self._counts = torch.zeros(len(self._task_ids))
+        self._totals = {"loss": 0.0, "norm": 0.0, "waited": 0.0, "seconds": 0.0, "tokens": 0.0, "targets": 0.0}
+        self._steps = 0
+
+    def add(
+        self, losses: torch.Tensor, batch: Batch, *, loss: float, norm: float, waited: float, seconds: float
+    ) -> None:
+        """One step's numbers."""
+        tasks = batch.targets.tasks.cpu()
+        self._sums.index_add_(0, tasks, losses.cpu())
+        self._counts.index_add_(0, tasks, torch.ones(len(tasks)))
+        values = {"loss": loss, "norm": norm, "waited": waited, "seconds": seconds}
+        values |= {"tokens": batch.num_real_tokens, "targets": len(tasks)}
+        for name, value in values.items():
+            self._totals[name] += value
+        self._steps += 1
+
+    def worst_task(self, losses: torch.Tensor, batch: Batch) -> str:
+        """The task of the first non-finite loss, or of the largest."""
+        broken = (~losses.isfinite()).nonzero()
+        place = int(broken[0]) if len(broken) else int(losses.argmax())
+        return self._task_ids[int(batch.targets.tasks[place])]
+
+    def log(self, step: int, rate: float) -> dict[str, Any]:
+        """Writes one line and starts anew."""
+        totals = self._totals
+        row: dict[str, Any] = {
+            "step": step,
+            "loss": totals["loss"] / self._steps,
+            "learning_rate": rate,
+            "gradient_norm": totals["norm"] / self._steps,
+            "tokens_per_second": totals["tokens"] / totals["seconds"],
+            "targets_per_second": totals["targets"] / totals["seconds"],
+            "data_wait_share": totals["waited"] / totals["seconds"],
+            "task_losses": {
+                task_id: float(total / count)
+                for task_id, total, count in zip(self._task_ids, self._sums, self._counts, strict=True)
+                if count
+            },
+        }
+        self._file.write(json.dumps(row) + "\n")
+        for name, value in row.items():
+            if name == "task_losses":
+                for task_id, loss in value.items():
+                    self._board.add_scalar(f"loss/{task_id}", loss, step)
+            elif name != "step":
+                self._board.add_scalar(name, value, step)
+        self._reset()
+        return row
+
+    def flush(self) -> None:
+        """Puts the lines on the disk, so that they are there when the checkpoint is."""
+        self._file.flush()
+        self._board.flush()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # cut short by a kill
