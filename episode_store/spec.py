@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -83,23 +84,32 @@ class ArraySpec:
             raise EpisodeError(f"{where}: expected shape {(length, *self.shape)}, got {values.shape}")
         if values.dtype != np.dtype(self.dtype):
             raise EpisodeError(f"{where}: expected dtype {self.dtype}, got {values.dtype}")
-        if np.issubdtype(values.dtype, np.floating):
+        is_float = values.dtype.kind == "f"
+        if is_float:
             _first_offender(~np.isfinite(values), values, where, "a finite number")
-        flat = values.reshape(length, -1)
+        flat = values.reshape(length, self.size)
         if self.modality == Modality.DISCRETE:
-            start = np.array(self.low or (0,) * self.size)
-            bad = (flat < start) | (flat >= start + np.array(self.num_values))
-            _first_offender(bad, flat, where, "a value of its discrete space")
-        elif self.modality == Modality.CONTINUOUS:
-            # Half a float32 ulp of slack: simulators clip in float64 and hand out float32.
-            if self.low:
-                low = np.array(self.low)
-                bad = flat < low - 1e-6 * np.maximum(1.0, np.abs(low))
-                _first_offender(bad, flat, where, "a value not below its space's low")
-            if self.high:
-                high = np.array(self.high)
-                bad = flat > high + 1e-6 * np.maximum(1.0, np.abs(high))
-                _first_offender(bad, flat, where, "a value not above its space's high")
+            start, end = self._discrete_range
+            _first_offender((flat < start) | (flat >= end), flat, where, "a value of its discrete space")
+        elif self.modality == Modality.CONTINUOUS and (self.low or self.high):
+            # Rounding's slack: simulators clip in float64 and hand out float32.
+            slack = max(1e-6, float(np.finfo(values.dtype).eps)) if is_float else 0.0
+            low, high = self._bounds
+            if slack:
+                low, high = low - slack * np.maximum(1.0, np.abs(low)), high + slack * np.maximum(1.0, np.abs(high))
+            _first_offender(flat < low, flat, where, "a value not below its space's low")
+            _first_offender(flat > high, flat, where, "a value not above its space's high")
+
+    @functools.cached_property
+    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest values as float64 [size], infinite where unbounded."""
+        return np.array(self.low or (-np.inf,) * self.size), np.array(self.high or (np.inf,) * self.size)
+
+    @functools.cached_property
+    def _discrete_range(self) -> tuple[np.ndarray, np.ndarray]:
+        """First value and one past the last of each element, int64 [size]."""
+        start = np.array(self.low or (0,) * self.size, dtype=np.int64)
+        return start, start + np.array(self.num_values, dtype=np.int64)
 
     def _validate_text(self, values: FieldValues, *, length: int, where: str) -> None:
         if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
@@ -121,11 +131,12 @@ class ArraySpec:
         if self.modality == Modality.IMAGE:
             return rng.integers(0, 256, shape, dtype=np.uint8)
         if self.modality == Modality.DISCRETE:
-            start = np.array(self.low or (0,) * self.size)
-            flat = start + rng.integers(0, np.array(self.num_values), (length, self.size))
-            return flat.reshape(shape).astype(dtype)
-        low = np.array(self.low or (-np.inf,) * self.size)
-        high = np.array(self.high or (np.inf,) * self.size)
+            start, end = self._discrete_range
+            return rng.integers(start, end, (length, self.size)).reshape(shape).astype(dtype)
+        low, high = self._bounds
+        if dtype.kind in "biu":
+            least, most = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+            low, high = np.maximum(low, float(least)), np.minimum(high, float(most))
         low = np.where(np.isfinite(low), low, np.where(np.isfinite(high), high - 100.0, -50.0))
         high = np.where(np.isfinite(high), high, low + 100.0)
         flat = rng.uniform(np.maximum(low, -1e6), np.minimum(high, 1e6), (length, self.size))

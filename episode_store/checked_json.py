@@ -1,0 +1,117 @@
+"""JSON that notices a flipped bit: an object whose last member is the CRC-32C of all bytes before that member.
+
+    {"name":"value","crc32c":"1a2b3c4d"}
+
+The checksum covers every byte of the line up to and including the comma before `"crc32c"`; the member itself, the
+brace and the newline are compared literally. So every JSON reader opens it, and every byte of it is checked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+
+from episode_store.errors import CorruptionError
+
+# `"crc32c":"` + 8 hex digits + `"}` + newline.
+_SUFFIX_BYTES = 10 + 8 + 3
+# A journal line or a task file larger than this is refused before it is parsed.
+MAX_LINE_BYTES = 1 << 26
+
+
+def encode_line(content: Mapping[str, Any]) -> bytes:
+    """One line of checked JSON, with its newline.
+
+    Raises:
+      ValueError: `content` is empty or holds NaN or infinity.
+    """
+    if not content:
+        raise ValueError("a checked JSON object needs at least one member")
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    prefix = text[:-1].encode("utf-8") + b","
+    return prefix + b'"crc32c":"%08x"}\n' % google_crc32c.value(prefix)
+
+
+def decode_line(line: bytes, *, where: str) -> dict[str, Any]:
+    """The object of one line that `encode_line` made, newline included.
+
+    Raises:
+      CorruptionError: a byte differs from what was written.
+    """
+    if len(line) > MAX_LINE_BYTES:
+        raise CorruptionError(f"{where}: {len(line)} bytes, expected at most {MAX_LINE_BYTES}")
+    prefix = line[:-_SUFFIX_BYTES]
+    if not is_line(line):
+        raise CorruptionError(f"{where}: its checksum does not match: a byte was changed or is missing")
+    try:
+        content = json.loads(prefix[:-1] + b"}")
+    except ValueError as error:
+        raise CorruptionError(f"{where}: is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise CorruptionError(f"{where}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def is_line(line: bytes) -> bool:
+    """Whether the bytes are a whole unchanged line."""
+    prefix, suffix = line[:-_SUFFIX_BYTES], line[-_SUFFIX_BYTES:]
+    return suffix == b'"crc32c":"%08x"}\n' % google_crc32c.value(prefix)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The object of a file of one checked line."""
+    if path.stat().st_size > MAX_LINE_BYTES:
+        raise CorruptionError(f"{path}: larger than {MAX_LINE_BYTES} bytes")
+    return decode_line(path.read_bytes(), where=str(path))
+
+
+def write_file(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes `content` to `path`: a temporary name, synced, renamed."""
+    write_bytes(path, encode_line(content))
+
+
+def create_file(path: Path, content: Mapping[str, Any]) -> bool:
+    """Like `write_file`, but never replaces: False when `path` exists already, also if another process was faster."""
+    temporary = _write_temporary(path, encode_line(content))
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        os.unlink(temporary)
+    sync_folder(path.parent)
+    return True
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Writes a whole file: a temporary name, synced, renamed, the folder synced."""
+    os.replace(_write_temporary(path, data), path)
+    sync_folder(path.parent)
+
+
+def _write_temporary(path: Path, data: bytes | memoryview) -> Path:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def sync_folder(path: Path) -> None:
+    """Makes renames inside `path` survive a power loss."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,381 @@
+"""One episode as a self-describing record of bytes. docs/file_format.md has the same facts for other languages.
+
+    header      fixed part, task id, metadata JSON, one entry a column with the size and CRC-32C of each block
+    columns     each at a multiple of 64 bytes from the record's start, zeros between
+
+A record holds all that is known of its episode, so an index can always be made again from the records.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+from episode_store import column_codecs
+from episode_store.column_codecs import Codec, ImageEncoder
+from episode_store.episode import Episode, EpisodeMetadata
+from episode_store.errors import CorruptionError, EpisodeError
+from episode_store.spec import ArraySpec, FieldValues, Modality
+from episode_store.task import TaskSpec
+
+ALIGNMENT = 64
+RECORD_MAGIC = b"EPISODE\x01"
+MAX_HEADER_BYTES = 1 << 26
+
+# magic, crc32c of header bytes from 12 on, header bytes, record bytes, steps, flags, episode id, content hash,
+# return, length of task id, number of columns, length of the metadata.
+_FIXED = struct.Struct("<8s I I Q I I 16s 16s d H H I")
+_COLUMN = struct.Struct("<B B B B H H I I I Q Q")
+_TERMINATED, _TRUNCATED = 1, 2
+
+
+class Group(enum.IntEnum):
+    """What a column belongs to."""
+
+    OBSERVATION = 0
+    ACTION = 1
+    REWARD = 2
+    STEP_COLUMN = 3
+
+
+GROUP_NAMES = {Group.OBSERVATION: "observations", Group.ACTION: "actions", Group.STEP_COLUMN: "step_columns"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Column:
+    """Where one column of one record lies.
+
+    Attributes:
+      group, name: which column.
+      codec: how its blocks are stored.
+      dtype: NumPy dtype string with byte order, or "str".
+      shape: of one row.
+      num_rows: T + 1 for observations, else T.
+      block_rows: rows of each block but the last.
+      offset: of the first block from the record's start; blocks follow each other without a gap.
+      stored_bytes: of all blocks.
+      blocks: uint32 [blocks, 2]: stored bytes and CRC-32C of each.
+    """
+
+    group: Group
+    name: str
+    codec: Codec
+    dtype: str
+    shape: tuple[int, ...]
+    num_rows: int
+    block_rows: int
+    offset: int
+    stored_bytes: int
+    blocks: tuple[int, ...]
+
+    @property
+    def path(self) -> str:
+        """`observations/<name>`, `actions/<name>`, `rewards` or `step_columns/<name>`."""
+        return "rewards" if self.group == Group.REWARD else f"{GROUP_NAMES[self.group]}/{self.name}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecordHeader:
+    """The parsed header of one record."""
+
+    episode_id: str
+    content_hash: str
+    task_id: str
+    num_steps: int
+    episode_return: float
+    terminated: bool
+    truncated: bool
+    metadata_json: str
+    header_bytes: int
+    record_bytes: int
+    columns: tuple[Column, ...]
+
+    @property
+    def metadata(self) -> EpisodeMetadata:
+        """The episode's provenance."""
+        return EpisodeMetadata.from_json(json.loads(self.metadata_json))
+
+
+def align(size: int) -> int:
+    """`size` rounded up to the next multiple of 64."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+class RecordEncoder:
+    """Turns valid episodes into records; remembers per image column which codec the trial chose."""
+
+    def __init__(self) -> None:
+        self._image_encoders: dict[tuple[str, str], ImageEncoder] = {}
+
+    def encode(self, episode: Episode, task: TaskSpec, content_hash: str, episode_id: str) -> bytes:
+        """The whole record of an episode that `Episode.validate` accepted.
+
+        Raises:
+          EpisodeError: a size or a name that the format cannot hold.
+        """
+        where = f"episode of {episode.task_id}"
+        entries: list[bytes] = []
+        bodies: list[list[Any]] = []
+        sizes: list[int] = []
+        descriptions: list[tuple[Any, ...]] = []
+        for group, name, values, spec in _columns_of(episode, task):
+            codec, block_rows, blocks = self._encode_column(episode.task_id, group, name, values, spec)
+            block_sizes = [len(block) for block in blocks]
+            checksums = [google_crc32c.value(block) for block in blocks]
+            dtype, shape = ("str", ()) if isinstance(values, list) else (values.dtype.str, values.shape[1:])
+            descriptions.append((group, name, codec, dtype, shape, len(values), block_rows, block_sizes, checksums))
+            bodies.append(blocks)
+            sizes.append(sum(block_sizes))
+        task_id = episode.task_id.encode()
+        metadata = encode_metadata(episode.metadata, where).encode("utf-8")
+        header_bytes = _FIXED.size + len(task_id) + len(metadata)
+        for _, name, _, dtype, shape, _, _, block_sizes, _ in descriptions:
+            header_bytes += _COLUMN.size + len(name.encode()) + len(dtype) + 4 * len(shape) + 8 * len(block_sizes)
+        if header_bytes > MAX_HEADER_BYTES or len(descriptions) > 0xFFFF or episode.num_steps >= 1 << 32:
+            raise EpisodeError(f"{where}: too long for one record ({episode.num_steps} steps); divide it")
+        offset = align(header_bytes)
+        for (group, name, codec, dtype, shape, rows, block_rows, block_sizes, checksums), size in zip(
+            descriptions, sizes, strict=True
+        ):
+            name_bytes, dtype_bytes = name.encode(), dtype.encode()
+            entries.append(
+                _COLUMN.pack(
+                    group,
+                    codec,
+                    len(shape),
+                    len(dtype_bytes),
+                    len(name_bytes),
+                    0,
+                    rows,
+                    block_rows,
+                    len(block_sizes),
+                    offset,
+                    size,
+                )
+            )
+            table = [number for pair in zip(block_sizes, checksums, strict=True) for number in pair]
+            entries += [name_bytes, dtype_bytes, struct.pack(f"<{len(shape)}I{len(table)}I", *shape, *table)]
+            offset += align(size)
+        flags = _TERMINATED * bool(episode.terminated) | _TRUNCATED * bool(episode.truncated)
+        fixed = _FIXED.pack(
+            RECORD_MAGIC,
+            0,
+            header_bytes,
+            offset,
+            episode.num_steps,
+            flags,
+            bytes.fromhex(episode_id),
+            bytes.fromhex(content_hash),
+            episode.episode_return,
+            len(task_id),
+            len(descriptions),
+            len(metadata),
+        )
+        header = b"".join([fixed, task_id, metadata, *entries])
+        checksum = struct.pack("<I", google_crc32c.value(header[12:]))
+        parts: list[Any] = [header[:8], checksum, header[12:], bytes(-header_bytes % ALIGNMENT)]
+        for body, size in zip(bodies, sizes, strict=True):
+            parts += body
+            parts.append(bytes(-size % ALIGNMENT))
+        return b"".join(parts)
+
+    def _encode_column(
+        self, task_id: str, group: Group, name: str, values: FieldValues, spec: ArraySpec | None
+    ) -> tuple[Codec, int, list[Any]]:
+        if isinstance(values, list):
+            rows = column_codecs.TEXT_BLOCK_ROWS
+            codec, texts = column_codecs.encode_text_blocks([values[i : i + rows] for i in range(0, len(values), rows)])
+            return codec, rows, texts
+        row_bytes = column_codecs.row_bytes(values.shape[1:], values.dtype)
+        if row_bytes > column_codecs.MAX_BLOCK_BYTES:
+            raise EpisodeError(f"episode of {task_id}: {name}: {row_bytes} bytes a step, expected at most 1 GiB")
+        values = np.ascontiguousarray(values)
+        if spec is not None and spec.modality == Modality.IMAGE and row_bytes:
+            rows = column_codecs.image_block_rows(row_bytes)
+            encoder = self._image_encoders.setdefault((task_id, f"{group}/{name}"), ImageEncoder())
+            codec, images = encoder.encode([values[i : i + rows] for i in range(0, len(values), rows)])
+            return codec, rows, images
+        rows = column_codecs.raw_block_rows(row_bytes)
+        flat = values.reshape(-1).view(np.uint8)
+        step = rows * row_bytes
+        blocks = [flat[i : i + step] for i in range(0, len(flat), step)] if row_bytes else []
+        return Codec.RAW, rows, blocks
+
+
+def encode_metadata(metadata: EpisodeMetadata, where: str) -> str:
+    """The metadata as JSON.
+
+    Raises:
+      EpisodeError: a value that JSON cannot hold or an integer beyond 64 bits.
+    """
+    for name, number in (("seed", metadata.seed), ("collection_index", metadata.collection_index)):
+        if number is not None and not -(1 << 63) <= number < 1 << 63:
+            raise EpisodeError(f"{where}: metadata/{name}: expected a 64-bit integer, got {number}")
+    try:
+        text = json.dumps(metadata.to_json(), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        text.encode("utf-8")
+    except (TypeError, ValueError) as error:
+        raise EpisodeError(f"{where}: metadata: expected values that JSON can hold: {error}") from None
+    return text
+
+
+def _columns_of(episode: Episode, task: TaskSpec) -> list[tuple[Group, str, FieldValues, ArraySpec | None]]:
+    """All columns in stored order: rewards first, then observations, actions and step columns by name."""
+    columns: list[tuple[Group, str, FieldValues, ArraySpec | None]] = [
+        (Group.REWARD, "rewards", _little_endian(episode.rewards), None)
+    ]
+    groups: tuple[tuple[Group, Mapping[str, FieldValues], Mapping[str, ArraySpec]], ...] = (
+        (Group.OBSERVATION, episode.observations, task.observation_spec),
+        (Group.ACTION, episode.actions, task.action_spec),
+        (Group.STEP_COLUMN, episode.step_columns, {}),
+    )
+    for group, fields, specs in groups:
+        for name in sorted(fields):
+            if len(name.encode()) > 1000:
+                raise EpisodeError(
+                    f"episode of {episode.task_id}: field name {name[:40]!r}... has more than 1000 bytes"
+                )
+            columns.append((group, name, _little_endian(fields[name]), specs.get(name)))
+    return columns
+
+
+def _little_endian(values: FieldValues) -> FieldValues:
+    if isinstance(values, list) or values.dtype.str[0] != ">":
+        return values
+    return values.astype(values.dtype.newbyteorder("<"))
+
+
+def parse_header(data: np.ndarray, *, where: str) -> RecordHeader:
+    """Parses and checks the header at the start of `data`.
+
+    Args:
+      data: uint8 [n], bytes of a segment from a record's start on; n bounds what the header may claim.
+      where: for the error text.
+
+    Raises:
+      CorruptionError: a byte of the header was changed, or the record is cut short.
+    """
+    if len(data) < _FIXED.size:
+        raise CorruptionError(f"{where}: cut short inside a record's header")
+    (
+        magic,
+        checksum,
+        header_bytes,
+        record_bytes,
+        num_steps,
+        flags,
+        episode_id,
+        content_hash,
+        episode_return,
+        task_length,
+        num_columns,
+        metadata_length,
+    ) = _FIXED.unpack_from(data.data)
+    if magic != RECORD_MAGIC:
+        raise CorruptionError(f"{where}: no record starts here")
+    if not _FIXED.size <= header_bytes <= min(record_bytes, MAX_HEADER_BYTES) or record_bytes > len(data):
+        raise CorruptionError(f"{where}: a record of {record_bytes} bytes where {len(data)} are left")
+    header = data[:header_bytes].tobytes()
+    if google_crc32c.value(header[12:]) != checksum:
+        raise CorruptionError(f"{where}: the checksum of a record's header does not match")
+    try:
+        position = _FIXED.size + task_length
+        task_id = header[_FIXED.size : position].decode()
+        metadata_json = header[position : position + metadata_length].decode()
+        position += metadata_length
+        columns = []
+        for _ in range(num_columns):
+            column, position = _parse_column(header, position)
+            columns.append(column)
+            if column.offset + column.stored_bytes > record_bytes or sum(column.blocks[::2]) != column.stored_bytes:
+                raise CorruptionError(f"{where}: column {column.path} does not lie inside its record")
+    except (struct.error, ValueError) as error:
+        raise CorruptionError(f"{where}: a record's header cannot be parsed: {error}") from None
+    return RecordHeader(
+        episode_id=episode_id.hex(),
+        content_hash=content_hash.hex(),
+        task_id=task_id,
+        num_steps=num_steps,
+        episode_return=episode_return,
+        terminated=bool(flags & _TERMINATED),
+        truncated=bool(flags & _TRUNCATED),
+        metadata_json=metadata_json,
+        header_bytes=header_bytes,
+        record_bytes=record_bytes,
+        columns=tuple(columns),
+    )
+
+
+def _parse_column(header: bytes, position: int) -> tuple[Column, int]:
+    group, codec, num_axes, dtype_length, name_length, _, num_rows, block_rows, num_blocks, offset, size = (
+        _COLUMN.unpack_from(header, position)
+    )
+    position += _COLUMN.size
+    name = header[position : position + name_length].decode()
+    position += name_length
+    dtype = header[position : position + dtype_length].decode()
+    position += dtype_length
+    numbers = struct.unpack_from(f"<{num_axes + 2 * num_blocks}I", header, position)
+    column = Column(
+        group=Group(group),
+        name=name,
+        codec=Codec(codec),
+        dtype=dtype,
+        shape=numbers[:num_axes],
+        num_rows=num_rows,
+        block_rows=block_rows,
+        offset=offset,
+        stored_bytes=size,
+        blocks=numbers[num_axes:],
+    )
+    return column, position + 4 * len(numbers)
+
+
+def check_against_task(header: RecordHeader, task: TaskSpec) -> None:
+    """Checks that a record's columns are those of its task, which bounds every allocation that follows.
+
+    Raises:
+      CorruptionError: they are not.
+    """
+    expected: dict[str, tuple[str, tuple[int, ...], int]] = {"rewards": ("<f8", (), header.num_steps)}
+    for group, specs, rows in (
+        (Group.OBSERVATION, task.observation_spec, header.num_steps + 1),
+        (Group.ACTION, task.action_spec, header.num_steps),
+    ):
+        for name, spec in specs.items():
+            dtype = "str" if spec.modality == Modality.TEXT else np.dtype(spec.dtype).newbyteorder("<").str
+            expected[f"{GROUP_NAMES[group]}/{name}"] = (dtype, spec.shape, rows)
+    found = {column.path for column in header.columns if column.group != Group.STEP_COLUMN}
+    if found != set(expected):
+        raise CorruptionError(f"the record holds columns {sorted(found)}, its task has {sorted(expected)}")
+    for column in header.columns:
+        check_column(column, expected.get(column.path, (column.dtype, (), header.num_steps)))
+
+
+def check_column(column: Column, expected: tuple[str, tuple[int, ...], int]) -> None:
+    """Checks one column's dtype, row shape, rows and block count."""
+    got = (column.dtype, column.shape, column.num_rows)
+    if column.group == Group.STEP_COLUMN:
+        expected = (column.dtype, column.shape, expected[2])
+        if column.dtype[1:2] not in "biuf" or column.codec != Codec.RAW:
+            raise CorruptionError(f"{column.path}: unexpected dtype {column.dtype}")
+    if got != expected:
+        raise CorruptionError(f"{column.path}: stored as {got}, its task has {expected}")
+    is_text = column.dtype == "str"
+    if is_text != (column.codec in column_codecs.TEXT_CODECS) or column.block_rows < 1:
+        raise CorruptionError(f"{column.path}: codec {column.codec.name} cannot hold {column.dtype}")
+    row_bytes = 1 if is_text else column_codecs.row_bytes(column.shape, np.dtype(column.dtype))
+    num_blocks = -(-column.num_rows // column.block_rows) if row_bytes else 0
+    if len(column.blocks) != 2 * num_blocks:
+        raise CorruptionError(f"{column.path}: {len(column.blocks) // 2} blocks, expected {num_blocks}")
+    if column.codec == Codec.RAW and column.stored_bytes != column.num_rows * row_bytes:
+        raise CorruptionError(f"{column.path}: {column.stored_bytes} bytes for {column.num_rows} rows")
+    if column.codec != Codec.RAW and not is_text and row_bytes * column.block_rows > column_codecs.MAX_BLOCK_BYTES:
+        raise CorruptionError(f"{column.path}: blocks of more than 1 GiB")

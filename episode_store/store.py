@@ -1,0 +1,438 @@
+"""Reads a store: its tasks, its table of episodes, whole episodes and windows of them. Every read is checked."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import fnmatch
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import google_crc32c
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from episode_store import checked_json, column_codecs, layout, segment
+from episode_store.column_codecs import BlockDecoder, Codec
+from episode_store.episode import Episode, EpisodeMetadata
+from episode_store.errors import CorruptionError, StoreError
+from episode_store.record_format import Column, Group, RecordHeader, check_against_task, parse_header
+from episode_store.segment import SegmentIndex
+from episode_store.spec import FieldValues
+from episode_store.task import TaskSpec
+
+_LOGGER = logging.getLogger("episode_store")
+_SORT = [(name, "ascending") for name in ("task_id", "agent_id", "collection_index", "episode_id")]
+# Parsed headers kept for windows of episodes read again and again; bounds a reader's memory.
+_CACHED_HEADERS = 4096
+
+QUARANTINE_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("task_id", "agent_id", "seed", "collection_index", "reason")]
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class EpisodeWindow:
+    """Steps [start, start + num_steps) of an episode; only the columns that were asked for.
+
+    Attributes:
+      task_id, episode_id: of which episode.
+      start: first step.
+      num_steps: n, the number of actions.
+      observations: field -> [n + 1, ...]: before each action, and after the last.
+      actions: field -> [n, ...].
+      rewards: float64 [n], or None when not asked for.
+      step_columns: name -> [n].
+      terminated, truncated: how the episode ended, when the window reaches its end; else False.
+    """
+
+    task_id: str
+    episode_id: str
+    start: int
+    num_steps: int
+    observations: Mapping[str, FieldValues]
+    actions: Mapping[str, FieldValues]
+    rewards: np.ndarray | None
+    step_columns: Mapping[str, np.ndarray]
+    terminated: bool
+    truncated: bool
+
+
+class EpisodeStore:
+    """A store as it was when it was opened; open it again to see what writers added since.
+
+    Reading is safe while other processes write. Pickles as its path and the extent it has seen, so a worker process
+    sees the same episodes.
+
+    Attributes:
+      path: the folder.
+      tasks: task id -> spec.
+      damage: what was left out under `damaged="skip"`, one sentence each.
+    """
+
+    def __init__(self, path: Path, *, damaged: Literal["raise", "skip"], extent: Mapping[str, int] | None) -> None:
+        """Use `EpisodeStore.open`."""
+        layout.check_store(path)
+        self.path = path
+        self.damage: list[str] = []
+        self._damaged = damaged
+        self.tasks: Mapping[str, TaskSpec] = MappingProxyType(self._load_tasks())
+        self._segments: dict[str, SegmentIndex] = {}
+        for files in segment.list_segments(path):
+            if extent is not None and files.name not in extent:
+                continue
+            try:
+                index = segment.load_index(files)
+            except CorruptionError as error:
+                self._take_damage(error)
+                continue
+            for note in index.notes:
+                _LOGGER.warning("store %s: segment %s: its writer ended without closing it: %s", path, files.name, note)
+            if extent is not None:
+                index.table = index.table.slice(0, extent[files.name])
+            self._segments[files.name] = index
+        self._table = _merge([index.table for index in self._segments.values()])
+        self._offsets = self._table["offset"].to_numpy()
+        self._record_bytes = self._table["record_bytes"].to_numpy()
+        self._segment_names: list[str] = self._table["segment"].to_pylist()
+        self._task_ids: list[str] = self._table["task_id"].to_pylist()
+        self._episode_ids: list[str] = self._table["episode_id"].to_pylist()
+        self._rows = {episode_id: row for row, episode_id in enumerate(self._episode_ids)}
+        self._maps: dict[str, np.ndarray] = {}
+        self._headers: collections.OrderedDict[int, RecordHeader] = collections.OrderedDict()
+        self._decoder = BlockDecoder()
+
+    @classmethod
+    def open(cls, path: str | Path, *, damaged: Literal["raise", "skip"] = "raise") -> EpisodeStore:
+        """Opens a store for reading.
+
+        Args:
+          path: the folder.
+          damaged: "raise" refuses a store with a damaged index or task file; "skip" leaves out what it says, logs it
+            and lists it in `damage`.
+
+        Raises:
+          StoreError: missing, not a store, or of a newer format.
+          CorruptionError: an index or a task is damaged.
+        """
+        return cls(Path(path), damaged=damaged, extent=None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        extent = {name: index.table.num_rows for name, index in self._segments.items()}
+        return _reopen, (str(self.path), self._damaged, extent)
+
+    def __len__(self) -> int:
+        return len(self._episode_ids)
+
+    @property
+    def episode_ids(self) -> Sequence[str]:
+        """All ids, sorted by task, agent, order of collection."""
+        return self._episode_ids
+
+    def table(self, task_id: str | None = None) -> pa.Table:
+        """One row an episode, sorted by (task_id, agent_id, collection_index, episode_id).
+
+        Args:
+          task_id: only this task's rows.
+
+        Raises:
+          StoreError: the store has no such task.
+        """
+        if task_id is None:
+            return self._table
+        self._check_task(task_id)
+        return self._table.filter(pc.equal(self._table["task_id"], task_id))
+
+    def find_tasks(self, patterns: Sequence[str] | None) -> list[str]:
+        """Ids of the tasks that match any of the patterns ('*' and '?'), in sorted order; all without patterns.
+
+        Raises:
+          StoreError: a pattern matches none.
+        """
+        if not patterns:
+            return list(self.tasks)
+        found: set[str] = set()
+        for pattern in patterns:
+            matches = fnmatch.filter(self.tasks, pattern)
+            if not matches:
+                self._check_task(pattern)
+            found.update(matches)
+        return sorted(found)
+
+    def read(self, episode_id: str) -> Episode:
+        """A whole episode. Arrays of numbers are read-only views of the mapped file; copy them to change them.
+
+        Raises:
+          StoreError: the store has no such episode.
+          CorruptionError: stored bytes do not match their checksum; names the episode and the file.
+        """
+        row, header, record = self._record(episode_id)
+        try:
+            return self._read_columns(record, header)
+        except CorruptionError as error:
+            raise CorruptionError(f"{self._where(row)}: {error}") from None
+
+    def read_record(self, record: np.ndarray, header: RecordHeader) -> Episode:
+        """The episode of a record that was found without the index; for `verify`.
+
+        Args:
+          record: uint8 [n], the record's bytes.
+          header: its parsed header.
+
+        Raises:
+          CorruptionError: stored bytes do not match their checksum, or are not what the record's task has.
+        """
+        self._check_header(header)
+        return self._read_columns(record, header)
+
+    def _read_columns(self, record: np.ndarray, header: RecordHeader) -> Episode:
+        groups: dict[Group, dict[str, Any]] = {group: {} for group in Group}
+        for column in header.columns:
+            groups[column.group][column.name] = self._read_column(record, column, 0, column.num_rows)
+        return Episode(
+            task_id=header.task_id,
+            observations=groups[Group.OBSERVATION],
+            actions=groups[Group.ACTION],
+            rewards=groups[Group.REWARD]["rewards"],
+            terminated=header.terminated,
+            truncated=header.truncated,
+            step_columns=groups[Group.STEP_COLUMN],
+            metadata=header.metadata,
+        )
+
+    def read_window(
+        self, episode_id: str, start: int, length: int, columns: Sequence[str] | None = None
+    ) -> EpisodeWindow:
+        """Steps [start, start + length) of an episode; only the blocks that hold them are read.
+
+        Args:
+          episode_id: which episode.
+          start: first step.
+          length: number of steps, at least 1; the window must lie inside the episode.
+          columns: "observations/<field>", "actions/<field>", "rewards", "step_columns/<name>"; all by default.
+
+        Raises:
+          StoreError: no such episode, steps or column.
+          CorruptionError: stored bytes do not match their checksum.
+        """
+        row, header, record = self._record(episode_id)
+        if start < 0 or length < 1 or start + length > header.num_steps:
+            raise StoreError(
+                f"episode {episode_id}: expected a window inside its {header.num_steps} steps, got "
+                f"[{start}, {start + length})"
+            )
+        wanted = None if columns is None else set(columns)
+        if wanted is not None:
+            paths = [column.path for column in header.columns]
+            for name in wanted.difference(paths):
+                raise StoreError(f"episode {episode_id}: no column {name!r}{layout.near(name, paths)}")
+        groups: dict[Group, dict[str, Any]] = {group: {} for group in Group}
+        try:
+            for column in header.columns:
+                if wanted is None or column.path in wanted:
+                    rows = length + (column.group == Group.OBSERVATION)
+                    groups[column.group][column.name] = self._read_column(record, column, start, rows)
+        except CorruptionError as error:
+            raise CorruptionError(f"{self._where(row)}: {error}") from None
+        at_end = start + length == header.num_steps
+        return EpisodeWindow(
+            task_id=header.task_id,
+            episode_id=episode_id,
+            start=start,
+            num_steps=length,
+            observations=groups[Group.OBSERVATION],
+            actions=groups[Group.ACTION],
+            rewards=groups[Group.REWARD].get("rewards"),
+            step_columns=groups[Group.STEP_COLUMN],
+            terminated=at_end and header.terminated,
+            truncated=at_end and header.truncated,
+        )
+
+    def read_metadata(self, episode_id: str) -> EpisodeMetadata:
+        """Where an episode comes from, without reading its columns."""
+        return self._record(episode_id)[1].metadata
+
+    def find_episode(self, beginning: str) -> str:
+        """The one id that begins so.
+
+        Raises:
+          StoreError: none does, or several do.
+        """
+        found = [episode_id for episode_id in self._episode_ids if episode_id.startswith(beginning)]
+        if len(found) != 1:
+            raise StoreError(
+                f"store {self.path}: {len(found)} episodes have ids that begin with {beginning!r}, expected 1"
+            )
+        return found[0]
+
+    def quarantine(self) -> pa.Table:
+        """Episodes that writers refused under `on_invalid="quarantine"`, with the reason of each."""
+        rows = []
+        for file in sorted((self.path / layout.QUARANTINE_FOLDER).glob("*.jsonl")):
+            complete, newline, _ = file.read_bytes().rpartition(b"\n")
+            for number, line in enumerate(complete.split(b"\n") if newline else [], start=1):
+                rows.append(checked_json.decode_line(line + b"\n", where=f"{file} line {number}"))
+        return pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA)
+
+    def segments(self) -> Mapping[str, SegmentIndex]:
+        """The segments that were read, by name; for `verify`."""
+        return self._segments
+
+    def _load_tasks(self) -> dict[str, TaskSpec]:
+        tasks = {}
+        for file in layout.task_files(self.path):
+            try:
+                task = layout.read_task(file)
+            except CorruptionError as error:
+                self._take_damage(error)
+            else:
+                tasks[task.task_id] = task
+        return dict(sorted(tasks.items()))
+
+    def _take_damage(self, error: CorruptionError) -> None:
+        if self._damaged == "raise":
+            raise CorruptionError(f"{error}; run `python -m episode_store verify --store {self.path}`") from None
+        self.damage.append(str(error))
+        _LOGGER.warning("store %s: left out: %s", self.path, error)
+
+    def _check_task(self, task_id: str) -> TaskSpec:
+        task = self.tasks.get(task_id)
+        if task is None:
+            raise StoreError(f"store {self.path}: no task {task_id!r}{layout.near(task_id, self.tasks)}")
+        return task
+
+    def _where(self, row: int) -> str:
+        file = self.path / segment.SEGMENT_FOLDER / f"{self._segment_names[row]}.data"
+        return f"episode {self._episode_ids[row]} of {self._task_ids[row]} in {file}"
+
+    def _record(self, episode_id: str) -> tuple[int, RecordHeader, np.ndarray]:
+        """Row, header and bytes of an episode."""
+        row = self._rows.get(episode_id)
+        if row is None:
+            raise StoreError(f"store {self.path}: no episode {layout.shorten(episode_id)!r}")
+        data = self._maps.get(self._segment_names[row])
+        if data is None:
+            data = self._map(row)
+        offset, size = int(self._offsets[row]), int(self._record_bytes[row])
+        record = data[offset : offset + size]
+        header = self._headers.get(row)
+        if header is None:
+            header = self._parse(row, record, size)
+            self._headers[row] = header
+            if len(self._headers) > _CACHED_HEADERS:
+                self._headers.popitem(last=False)
+        return row, header, record
+
+    def _map(self, row: int) -> np.ndarray:
+        name = self._segment_names[row]
+        try:
+            data = segment.map_data(self._segments[name].files.data)
+        except CorruptionError as error:
+            raise CorruptionError(f"{self._where(row)}: {error}") from None
+        self._maps[name] = data
+        return data
+
+    def _parse(self, row: int, record: np.ndarray, size: int) -> RecordHeader:
+        where = self._where(row)
+        if len(record) < size:
+            raise CorruptionError(f"{where}: the file is cut short, {len(record)} of {size} bytes are left")
+        header = parse_header(record, where=where)
+        if header.episode_id != self._episode_ids[row] or header.record_bytes != size:
+            raise CorruptionError(f"{where}: the record there is of episode {header.episode_id}")
+        try:
+            self._check_header(header)
+        except CorruptionError as error:
+            raise CorruptionError(f"{where}: {error}") from None
+        return header
+
+    def _check_header(self, header: RecordHeader) -> None:
+        task = self.tasks.get(header.task_id)
+        if task is None:
+            raise CorruptionError(f"the store lacks its task {layout.shorten(header.task_id)!r}")
+        check_against_task(header, task)
+
+    def _read_column(self, record: np.ndarray, column: Column, start: int, rows: int) -> FieldValues:
+        """Rows [start, start + rows) of a column, their blocks' checksums compared."""
+        try:
+            if column.codec in column_codecs.TEXT_CODECS:
+                return self._read_texts(record, column, start, rows)
+            if column.codec == Codec.RAW:
+                return _read_raw(record, column, start, rows)
+            return self._read_blocks(record, column, start, rows)
+        except CorruptionError as error:
+            raise CorruptionError(f"{column.path}: {error}") from None
+
+    def _read_blocks(self, record: np.ndarray, column: Column, start: int, rows: int) -> np.ndarray:
+        out = np.empty((rows, *column.shape), np.dtype(column.dtype))
+        for first, block_rows, stored in _stored_blocks(record, column, start, rows):
+            low, high = max(start, first), min(start + rows, first + block_rows)
+            part = out[low - start : high - start]
+            self._decoder.decode_rows(column.codec, stored, part, low - first, block_rows)
+        return out
+
+    def _read_texts(self, record: np.ndarray, column: Column, start: int, rows: int) -> list[str]:
+        texts: list[str] = []
+        for first, block_rows, stored in _stored_blocks(record, column, start, rows):
+            block = self._decoder.decode_texts(column.codec, stored, block_rows)
+            texts += block[max(start - first, 0) : start + rows - first]
+        return texts
+
+
+def _stored_blocks(record: np.ndarray, column: Column, start: int, rows: int) -> list[tuple[int, int, np.ndarray]]:
+    """First row, number of rows and checked bytes of each block that holds any of rows [start, start + rows)."""
+    result = []
+    first_block, last_block = start // column.block_rows, (start + rows - 1) // column.block_rows
+    position = column.offset + sum(column.blocks[: 2 * first_block : 2])
+    for block in range(first_block, last_block + 1):
+        size, checksum = column.blocks[2 * block : 2 * block + 2]
+        stored = record[position : position + size]
+        if google_crc32c.value(stored) != checksum:
+            raise CorruptionError(f"the checksum of block {block} does not match: a byte was changed")
+        first = block * column.block_rows
+        result.append((first, min(column.block_rows, column.num_rows - first), stored))
+        position += size
+    return result
+
+
+def _read_raw(record: np.ndarray, column: Column, start: int, rows: int) -> np.ndarray:
+    """A read-only view of the rows of a RAW column."""
+    dtype = np.dtype(column.dtype)
+    row_bytes = column_codecs.row_bytes(column.shape, dtype)
+    if row_bytes == 0:
+        return np.zeros((rows, *column.shape), dtype)
+    block_bytes = column.block_rows * row_bytes
+    end = column.offset + column.stored_bytes
+    first, last = start // column.block_rows, (start + rows - 1) // column.block_rows
+    for block in range(first, last + 1):
+        position = column.offset + block * block_bytes
+        stored = record[position : min(position + block_bytes, end)]
+        if google_crc32c.value(stored) != column.blocks[2 * block + 1]:
+            raise CorruptionError(f"the checksum of block {block} does not match: a byte was changed")
+    position = column.offset + start * row_bytes
+    return record[position : position + rows * row_bytes].view(dtype).reshape(rows, *column.shape)
+
+
+def _merge(tables: Sequence[pa.Table]) -> pa.Table:
+    """All segments' rows, sorted; of an id that several writers wrote, the oldest segment's."""
+    if not tables:
+        return segment.INDEX_SCHEMA.empty_table()
+    table = pa.concat_tables(tables).combine_chunks()
+    ids = table["episode_id"]
+    if pc.count_distinct(ids).as_py() != len(table):
+        _, first = np.unique(ids.to_numpy(), return_index=True)
+        table = table.take(pa.array(np.sort(first)))
+    return table.sort_by(_SORT).combine_chunks()
+
+
+def _reopen(path: str, damaged: Literal["raise", "skip"], extent: Mapping[str, int]) -> EpisodeStore:
+    return EpisodeStore(Path(path), damaged=damaged, extent=extent)
+
+
+def file_sizes(path: Path) -> int:
+    """Bytes of all files of a store."""
+    return sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file() and not os.path.islink(entry))

@@ -1,0 +1,177 @@
+"""Reads every byte of a store and names what is damaged: files, and the episodes in them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from episode_store import checked_json, command_line, layout, segment
+from episode_store.errors import CorruptionError, EpisodeError, StoreError
+from episode_store.record_format import parse_header
+from episode_store.segment import DATA_HEADER, SegmentIndex
+from episode_store.store import EpisodeStore
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Damage:
+    """One damaged thing.
+
+    Attributes:
+      file: path from the store's folder.
+      problem: what is wrong.
+      episode_id, task_id: of the damaged episode; "" when it is the file as a whole.
+    """
+
+    file: str
+    problem: str
+    episode_id: str = ""
+    task_id: str = ""
+
+    def describe(self) -> str:
+        """One line."""
+        episode = f" episode {self.episode_id} of {self.task_id}" if self.episode_id else ""
+        return f"{self.file}:{episode} {self.problem}"
+
+
+@dataclasses.dataclass(kw_only=True)
+class VerifyReport:
+    """What `verify_store` found."""
+
+    num_files: int = 0
+    num_episodes: int = 0
+    num_bytes: int = 0
+    damages: list[Damage] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {**dataclasses.asdict(self), "ok": not self.damages}
+
+
+def verify_store(path: str | Path, tasks: Sequence[str] | None = None, *, progress: bool = False) -> VerifyReport:
+    """Checks a whole store.
+
+    Args:
+      path: the store's folder.
+      tasks: patterns of task ids whose episodes are read; all by default. Indexes are always checked.
+      progress: show a progress bar.
+
+    Raises:
+      StoreError: the folder is not a store, or no task matches.
+    """
+    path = Path(path)
+    report = VerifyReport()
+    try:
+        layout.check_store(path)
+    except CorruptionError as error:
+        report.damages.append(Damage(file=layout.MARKER, problem=_without_path(error, path)))
+        return report
+    _verify_tasks(path, report)
+    _verify_quarantine(path, report)
+    indexes = [index for files in segment.list_segments(path) if (index := _verify_index(path, files, report))]
+    store = EpisodeStore.open(path, damaged="skip")
+    wanted = set(store.find_tasks(tasks)) if tasks else None
+    total = sum(index.table.num_rows for index in indexes)
+    bar = command_line.progress(description="verify", total=total, unit="episodes") if progress else None
+    for index in indexes:
+        for _ in _verify_segment(store, index, wanted, report):
+            if bar is not None:
+                bar.update()
+    if bar is not None:
+        bar.close()
+    report.num_files = sum(1 for file in path.rglob("*") if file.is_file())
+    return report
+
+
+def _verify_tasks(path: Path, report: VerifyReport) -> None:
+    for file in layout.task_files(path):
+        try:
+            layout.read_task(file)
+        except CorruptionError as error:
+            report.damages.append(Damage(file=str(file.relative_to(path)), problem=_without_path(error, path)))
+
+
+def _verify_quarantine(path: Path, report: VerifyReport) -> None:
+    for file in sorted((path / layout.QUARANTINE_FOLDER).glob("*.jsonl")):
+        name = str(file.relative_to(path))
+        for number, line in enumerate(file.read_bytes().splitlines(keepends=True), start=1):
+            if not checked_json.is_line(line):
+                report.damages.append(Damage(file=name, problem=f"line {number}: its checksum does not match"))
+
+
+def _verify_index(path: Path, files: segment.SegmentFiles, report: VerifyReport) -> SegmentIndex | None:
+    try:
+        index = segment.load_index(files)
+    except CorruptionError as error:
+        name = f"{segment.SEGMENT_FOLDER}/{files.name}"
+        report.damages.append(Damage(file=name, problem=_without_path(error, path)))
+        return None
+    report.notes += [f"segment {files.name}: its writer ended without closing it: {note}" for note in index.notes]
+    if index.alive:
+        report.notes.append(f"segment {files.name}: is being written; checked up to {index.data_bytes} bytes")
+    return index
+
+
+def _verify_segment(
+    store: EpisodeStore, index: SegmentIndex, wanted: set[str] | None, report: VerifyReport
+) -> Iterable[None]:
+    """Checks one data file; yields once an episode."""
+    name = f"{segment.SEGMENT_FOLDER}/{index.files.data.name}"
+    try:
+        data = segment.map_data(index.files.data)
+    except CorruptionError as error:
+        report.damages.append(Damage(file=name, problem=_without_path(error, store.path)))
+        data = np.zeros(0, np.uint8)
+    if index.sealed and len(data) and len(data) != index.data_bytes:
+        report.damages.append(Damage(file=name, problem=f"{len(data)} bytes, expected {index.data_bytes}"))
+    report.num_bytes += len(data)
+    end = len(DATA_HEADER)
+    for row in index.table.to_pylist():
+        if row["offset"] != end:
+            problem = f"the index leaves out bytes {end} to {row['offset']}"
+            report.damages.append(Damage(file=name, problem=problem))
+        end = row["offset"] + row["record_bytes"]
+        if wanted is None or row["task_id"] in wanted:
+            report.num_episodes += 1
+            try:
+                _verify_episode(store, data, row)
+            except (StoreError, EpisodeError) as error:
+                problem = _without_path(error, store.path)
+                damage = Damage(file=name, problem=problem, episode_id=row["episode_id"], task_id=row["task_id"])
+                report.damages.append(damage)
+        yield
+
+
+def _verify_episode(store: EpisodeStore, data: np.ndarray, row: dict[str, Any]) -> None:
+    """Checks one record: checksums, padding, index row, the task's contract, and both hashes over what was read."""
+    record = data[row["offset"] : row["offset"] + row["record_bytes"]]
+    if len(record) < row["record_bytes"]:
+        raise CorruptionError(f"the file is cut short, {len(record)} of the record's {row['record_bytes']} bytes left")
+    header = parse_header(record, where="record")
+    segment.check_blocks(record, header)
+    if segment.index_row(header, row["segment"], row["offset"]) != row:
+        raise CorruptionError("the record differs from its row in the index")
+    end = header.header_bytes
+    for column in header.columns:
+        if record[end : column.offset].any():
+            raise CorruptionError(f"bytes {end} to {column.offset} of the record: padding was changed")
+        end = column.offset + column.stored_bytes
+    if record[end:].any():
+        raise CorruptionError(f"the record's last {len(record) - end} bytes: padding was changed")
+    episode = store.read_record(record, header)
+    task = store.tasks.get(header.task_id)
+    if task is not None:
+        episode.validate(task)
+    content_hash = episode.content_hash()
+    if content_hash != header.content_hash or episode.episode_id(content_hash) != header.episode_id:
+        raise CorruptionError("the content does not have the hash it was stored under")
+    json.loads(header.metadata_json)
+
+
+def _without_path(error: Exception, path: Path) -> str:
+    return str(error).replace(f"{path}/", "")

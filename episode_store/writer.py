@@ -1,0 +1,316 @@
+"""Adds episodes to a store. Each writer appends to a segment of its own, so several processes write at once.
+
+When `add_episode` returns, the episode survives `kill -9` of the process: its bytes are with the kernel. With
+`sync=True` they are also on the disk, and it survives a power loss.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from episode_store import checked_json, layout, segment
+from episode_store.episode import Episode
+from episode_store.errors import CorruptionError, EpisodeError, StoreError
+from episode_store.record_format import RecordEncoder
+from episode_store.segment import DATA_HEADER, INDEX_SCHEMA, SegmentFiles
+from episode_store.store import EpisodeStore
+from episode_store.task import TaskSpec
+
+_LOGGER = logging.getLogger("episode_store")
+# A segment is sealed and the next one begun at either limit; they bound a writer's memory.
+MAX_SEGMENT_BYTES = 1 << 30
+MAX_SEGMENT_EPISODES = 65_536
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class EpisodeWriter:
+    """Appends episodes to a store, making the store if the folder is missing or empty.
+
+    Opening one seals what killed writers left behind and says so in the log; `recovered` has the same sentences.
+    Use it as a context manager. Safe to share among threads; a forked process must open its own.
+
+    Args:
+      path: the store's folder.
+      on_invalid: "raise" refuses an episode that breaks the contract with an `EpisodeError`; "quarantine" notes it
+        with its reason in the store's quarantine table, and `add_episode` returns "".
+      sync: also survive a power loss: every episode is fsynced, a thousand times slower on a slow disk. Without it a
+        segment is synced when it is closed.
+
+    Raises:
+      StoreError: the folder is not a store, or cannot be written.
+    """
+
+    def __init__(
+        self, path: str | Path, *, on_invalid: Literal["raise", "quarantine"] = "raise", sync: bool = False
+    ) -> None:
+        if on_invalid not in ("raise", "quarantine"):
+            raise ValueError(f"on_invalid: expected 'raise' or 'quarantine', got {on_invalid!r}")
+        self._path = Path(path)
+        self._on_invalid = on_invalid
+        self._sync = sync
+        self._encoder = RecordEncoder()
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+        self._closed = False
+        self._open: _OpenSegment | None = None
+        self._quarantine_file: Path | None = None
+        layout.create_store(self._path)
+        self.recovered = recover(self._path)
+        store = EpisodeStore.open(self._path, damaged="skip")
+        self._tasks = dict(store.tasks)
+        self._known = {bytes.fromhex(episode_id) for episode_id in store.episode_ids}
+
+    def add_task(self, task: TaskSpec) -> None:
+        """Adds a task; the same one again is no change.
+
+        Raises:
+          UserError: the store has another task of this id.
+        """
+        self._check_usable()
+        if self._tasks.get(task.task_id) == task:
+            return
+        layout.create_task(self._path, task)
+        self._tasks[task.task_id] = task
+
+    def add_episode(self, episode: Episode) -> str:
+        """Adds one episode and returns its id; an id that the store has already is not written again.
+
+        Raises:
+          EpisodeError: the episode breaks the contract (and `on_invalid` is "raise"); nothing was written.
+          StoreError: its task was not added, or the disk is full; episodes added before are safe.
+        """
+        self._check_usable()
+        task = self._tasks.get(episode.task_id)
+        if task is None:
+            raise StoreError(
+                f"task {episode.task_id!r} is not in store {self._path}; call add_task first"
+                f"{layout.near(str(episode.task_id), self._tasks)}"
+            )
+        try:
+            episode.validate(task)
+            content_hash = episode.content_hash()
+            episode_id = _episode_id(episode, content_hash)
+            name = bytes.fromhex(episode_id)
+            if name in self._known:
+                return episode_id
+            record = self._encoder.encode(episode, task, content_hash, episode_id)
+        except EpisodeError as error:
+            if self._on_invalid == "raise":
+                raise
+            self._quarantine(episode, str(error))
+            return ""
+        metadata = episode.metadata
+        row = {
+            "task_id": episode.task_id,
+            "episode_id": episode_id,
+            "content_hash": content_hash,
+            "num_steps": episode.num_steps,
+            "episode_return": episode.episode_return,
+            "terminated": bool(episode.terminated),
+            "truncated": bool(episode.truncated),
+            "agent_id": metadata.agent_id,
+            "seed": metadata.seed,
+            "collection_index": metadata.collection_index,
+            "experiment_id": metadata.experiment_id,
+            "agent_hash": metadata.agent_hash,
+            "split_group": metadata.split_group,
+            "attribution": metadata.attribution,
+        }
+        with self._lock:
+            if name in self._known:
+                return episode_id
+            if self._open is None:
+                self._open = self._guard(lambda: _OpenSegment(self._path, sync=self._sync))
+            opened = self._open
+            self._guard(lambda: opened.append(record, row))
+            self._known.add(name)
+            if opened.data_bytes >= MAX_SEGMENT_BYTES or len(opened.rows) >= MAX_SEGMENT_EPISODES:
+                self._seal()
+        return episode_id
+
+    def close(self) -> None:
+        """Seals the segment: syncs it and writes its index. Calling it again does nothing.
+
+        Raises:
+          StoreError: the disk is full; every episode is safe all the same, the next writer seals the segment.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        if self._process == os.getpid():
+            with self._lock:
+                self._seal()
+
+    def __enter__(self) -> EpisodeWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _seal(self) -> None:
+        opened, self._open = self._open, None
+        if opened is not None:
+            self._guard(opened.seal)
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise StoreError(f"store {self._path}: this writer is closed; open another")
+        if self._process != os.getpid():
+            raise StoreError(f"store {self._path}: a writer cannot be used in a forked process; open one in each")
+
+    def _guard(self, action: Any) -> Any:
+        """Runs `action`, telling a full disk in one line."""
+        try:
+            return action()
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise StoreError(
+                f"store {self._path}: no space left on the disk ({os.strerror(error.errno)}); the {len(self._known)} "
+                "episodes in the store are safe; free some space and run the same command again"
+            ) from error
+
+    def _quarantine(self, episode: Episode, reason: str) -> None:
+        folder = self._path / layout.QUARANTINE_FOLDER
+        with self._lock:
+            if self._quarantine_file is None:
+                folder.mkdir(exist_ok=True)
+                self._quarantine_file = folder / f"{segment.new_segment_name()}.jsonl"
+            line = checked_json.encode_line(
+                {
+                    "task_id": str(episode.task_id),
+                    "agent_id": str(episode.metadata.agent_id),
+                    "seed": None if episode.metadata.seed is None else str(episode.metadata.seed),
+                    "collection_index": str(episode.metadata.collection_index),
+                    "reason": reason.encode("utf-8", "backslashreplace").decode(),
+                }
+            )
+            file = self._quarantine_file
+            self._guard(lambda: _append_file(file, line))
+        _LOGGER.warning("quarantined: %s", reason)
+
+
+class _OpenSegment:
+    """The segment a writer is appending to."""
+
+    def __init__(self, store: Path, *, sync: bool) -> None:
+        self.files = SegmentFiles(store / segment.SEGMENT_FOLDER, segment.new_segment_name())
+        self.rows: list[dict[str, Any]] = []
+        self.data_bytes = len(DATA_HEADER)
+        self._journal_bytes = 0
+        self._sync = sync
+        # The journal is locked before it has its name, so no one ever takes it for a dead writer's.
+        hidden = self.files.journal.with_name(f".{self.files.journal.name}.tmp")
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+        self._journal = os.open(hidden, flags, 0o666)
+        try:
+            fcntl.flock(self._journal, fcntl.LOCK_EX)
+            os.replace(hidden, self.files.journal)
+            self._data = os.open(self.files.data, flags, 0o666)
+        except OSError:
+            hidden.unlink(missing_ok=True)
+            self.files.journal.unlink(missing_ok=True)
+            os.close(self._journal)
+            raise
+        try:
+            _write(self._data, DATA_HEADER)
+            if sync:
+                os.fsync(self._data)
+                checked_json.sync_folder(self.files.folder)
+        except OSError:
+            self.files.data.unlink(missing_ok=True)
+            self.files.journal.unlink(missing_ok=True)
+            self._close_files()
+            raise
+
+    def append(self, record: bytes, row: dict[str, Any]) -> None:
+        """Writes the record, then its journal line; on an error both files are as they were."""
+        row = {**row, "offset": self.data_bytes, "record_bytes": len(record)}
+        line = checked_json.encode_line(row)
+        try:
+            _write(self._data, record)
+            if self._sync:
+                os.fdatasync(self._data)
+            _write(self._journal, line)
+            if self._sync:
+                os.fdatasync(self._journal)
+        except OSError:
+            for file, size in ((self._journal, self._journal_bytes), (self._data, self.data_bytes)):
+                os.ftruncate(file, size)
+                os.lseek(file, size, os.SEEK_SET)
+            raise
+        self.rows.append({**row, "segment": self.files.name})
+        self.data_bytes += len(record)
+        self._journal_bytes += len(line)
+
+    def seal(self) -> None:
+        """Syncs the data and writes the index; without an episode the segment's files go."""
+        try:
+            if self.rows:
+                os.fsync(self._data)
+                table = pa.Table.from_pylist(self.rows, schema=INDEX_SCHEMA)
+                segment.write_seal(self.files, table, self.data_bytes)
+            else:
+                self.files.data.unlink(missing_ok=True)
+                self.files.journal.unlink(missing_ok=True)
+        finally:
+            self._close_files()
+
+    def _close_files(self) -> None:
+        os.close(self._data)
+        os.close(self._journal)
+
+
+def recover(path: str | Path) -> list[str]:
+    """Seals the segments that killed writers left; writers do so when they open a store.
+
+    Returns:
+      One sentence a segment that needed it; each is also logged as a warning.
+    """
+    sentences = []
+    for files in segment.list_segments(Path(path)):
+        if not files.journal.exists():
+            continue
+        try:
+            notes = segment.recover_segment(files)
+        except CorruptionError as error:
+            notes = [f"damaged, left as it is: {error}"]
+        if notes:
+            sentences.append(f"segment {files.name}: its writer ended without closing it: {'; '.join(notes)}")
+            _LOGGER.warning("store %s: %s", path, sentences[-1])
+    return sentences
+
+
+def _episode_id(episode: Episode, content_hash: str) -> str:
+    try:
+        return episode.episode_id(content_hash)
+    except (TypeError, ValueError) as error:
+        where = f"episode of {episode.task_id}: metadata"
+        raise EpisodeError(f"{where}: expected values that JSON can hold: {error}") from None
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _append_file(path: Path, line: bytes) -> None:
+    with open(path, "ab", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            _write(file.fileno(), line)
+        except OSError:
+            os.ftruncate(file.fileno(), size)
+            raise
