@@ -170,8 +170,9 @@ def _values_summary(values: FieldValues) -> dict[str, Any]:
     summary: dict[str, Any] = {"dtype": str(values.dtype), "shape": list(values.shape)}
     if values.size:
         numbers = values.astype(np.float64)
-        summary |= {"min": float(numbers.min()), "max": float(numbers.max()), "mean": float(numbers.mean())}
-        summary["first"] = values[0].reshape(-1)[:8].tolist()
+        statistics = {"min": float(numbers.min()), "max": float(numbers.max()), "mean": float(numbers.mean())}
+        summary |= {name: value if np.isfinite(value) else None for name, value in statistics.items()}
+        summary["first"] = [value if np.isfinite(value) else str(value) for value in values[0].reshape(-1)[:8].tolist()]
     return summary
 
 

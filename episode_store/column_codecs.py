@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import itertools
 import math
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -111,10 +112,13 @@ def encode_text_blocks(blocks: Sequence[Sequence[str]]) -> tuple[Codec, list[byt
 
 
 class BlockDecoder:
-    """Decodes blocks whose checksum was already verified; sizes are still checked before anything is allocated."""
+    """Decodes blocks whose checksum was already verified; sizes are still checked before anything is allocated.
+
+    Safe to share among threads.
+    """
 
     def __init__(self) -> None:
-        self._zstd = zstandard.ZstdDecompressor()
+        self._contexts = threading.local()
 
     def decode_rows(self, codec: Codec, stored: np.ndarray, out: np.ndarray, skip: int, block_rows: int) -> None:
         """Decodes rows [skip, skip + len(out)) of a block into `out`.
@@ -171,7 +175,10 @@ class BlockDecoder:
             size = zstandard.frame_content_size(stored)
             if size < 0 or size > MAX_BLOCK_BYTES or (expected is not None and size != expected):
                 raise CorruptionError(f"a block unpacks to {size} bytes, expected {expected}")
-            return self._zstd.decompress(stored, max_output_size=size)
+            context = getattr(self._contexts, "zstd", None)
+            if context is None:
+                context = self._contexts.zstd = zstandard.ZstdDecompressor()
+            return context.decompress(stored, max_output_size=size)
         except zstandard.ZstdError as error:
             raise CorruptionError(f"a block cannot be unpacked: {error}") from None
 

@@ -21,6 +21,8 @@ from episode_store.task import TaskSpec
 # Step column: True where the recorded action was a deliberate disturbance and not the agent's choice. Such actions
 # are never targets of imitation (tokenization/loss_mask.py).
 EXPLORATORY = "exploratory"
+# Byte order and kind of the dtypes a step column may have: little-endian bools, integers and floats.
+_STEP_COLUMN_DTYPES = frozenset({"|b", "|i", "|u", "<i", "<u", "<f"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,13 +51,17 @@ class EpisodeMetadata:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
-        return dataclasses.asdict(self)
+        result = {name: getattr(self, name) for name in _METADATA_NAMES}
+        result["environment_config"] = dict(self.environment_config)
+        return result
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> EpisodeMetadata:
         """The inverse of `to_json`; unknown keys are ignored."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{key: value for key, value in data.items() if key in names})
+        return cls(**{key: value for key, value in data.items() if key in _METADATA_NAMES})
+
+
+_METADATA_NAMES = tuple(field.name for field in dataclasses.fields(EpisodeMetadata))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -132,6 +138,12 @@ class Episode:
         if not np.isfinite(self.rewards).all():
             step = int(np.argmin(np.isfinite(self.rewards)))
             raise EpisodeError(f"{where}: rewards: step {step}: expected a finite number, got {self.rewards[step]}")
+        for name, end in (("terminated", self.terminated), ("truncated", self.truncated)):
+            if not isinstance(end, bool | np.bool_):
+                raise EpisodeError(
+                    f"{where}: {name}: expected one bool for the whole episode, got {type(end).__name__}; "
+                    "divide what holds an end in the middle into episodes"
+                )
         if not (self.terminated or self.truncated):
             raise EpisodeError(f"{where}: expected an end: neither terminated nor truncated is set")
         for name, fields, specs, length in (
@@ -143,5 +155,10 @@ class Episode:
             for key, spec in specs.items():
                 spec.validate(fields[key], length=length, where=f"{where}: {name}/{key}")
         for key, values in self.step_columns.items():
-            if len(values) != num_steps:
-                raise EpisodeError(f"{where}: step_columns/{key}: expected {num_steps} values, got {len(values)}")
+            if not isinstance(values, np.ndarray) or values.dtype.str[:2] not in _STEP_COLUMN_DTYPES:
+                got = f"dtype {values.dtype}" if isinstance(values, np.ndarray) else type(values).__name__
+                raise EpisodeError(f"{where}: step_columns/{key}: expected an array of bools or numbers, got {got}")
+            if values.ndim < 1 or len(values) != num_steps:
+                raise EpisodeError(
+                    f"{where}: step_columns/{key}: expected {num_steps} values, got shape {values.shape}"
+                )

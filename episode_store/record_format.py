@@ -228,9 +228,7 @@ def encode_metadata(metadata: EpisodeMetadata, where: str) -> str:
 
 def _columns_of(episode: Episode, task: TaskSpec) -> list[tuple[Group, str, FieldValues, ArraySpec | None]]:
     """All columns in stored order: rewards first, then observations, actions and step columns by name."""
-    columns: list[tuple[Group, str, FieldValues, ArraySpec | None]] = [
-        (Group.REWARD, "rewards", _little_endian(episode.rewards), None)
-    ]
+    columns: list[tuple[Group, str, FieldValues, ArraySpec | None]] = [(Group.REWARD, "rewards", episode.rewards, None)]
     groups: tuple[tuple[Group, Mapping[str, FieldValues], Mapping[str, ArraySpec]], ...] = (
         (Group.OBSERVATION, episode.observations, task.observation_spec),
         (Group.ACTION, episode.actions, task.action_spec),
@@ -242,28 +240,21 @@ def _columns_of(episode: Episode, task: TaskSpec) -> list[tuple[Group, str, Fiel
                 raise EpisodeError(
                     f"episode of {episode.task_id}: field name {name[:40]!r}... has more than 1000 bytes"
                 )
-            columns.append((group, name, _little_endian(fields[name]), specs.get(name)))
+            columns.append((group, name, fields[name], specs.get(name)))
     return columns
 
 
-def _little_endian(values: FieldValues) -> FieldValues:
-    if isinstance(values, list) or values.dtype.str[0] != ">":
-        return values
-    return values.astype(values.dtype.newbyteorder("<"))
-
-
-def parse_header(data: np.ndarray, *, where: str) -> RecordHeader:
+def parse_header(data: np.ndarray) -> RecordHeader:
     """Parses and checks the header at the start of `data`.
 
     Args:
       data: uint8 [n], bytes of a segment from a record's start on; n bounds what the header may claim.
-      where: for the error text.
 
     Raises:
       CorruptionError: a byte of the header was changed, or the record is cut short.
     """
     if len(data) < _FIXED.size:
-        raise CorruptionError(f"{where}: cut short inside a record's header")
+        raise CorruptionError("cut short inside a record's header")
     (
         magic,
         checksum,
@@ -279,12 +270,12 @@ def parse_header(data: np.ndarray, *, where: str) -> RecordHeader:
         metadata_length,
     ) = _FIXED.unpack_from(data.data)
     if magic != RECORD_MAGIC:
-        raise CorruptionError(f"{where}: no record starts here")
+        raise CorruptionError("no record starts here")
     if not _FIXED.size <= header_bytes <= min(record_bytes, MAX_HEADER_BYTES) or record_bytes > len(data):
-        raise CorruptionError(f"{where}: a record of {record_bytes} bytes where {len(data)} are left")
+        raise CorruptionError(f"a record of {record_bytes} bytes where {len(data)} are left")
     header = data[:header_bytes].tobytes()
     if google_crc32c.value(header[12:]) != checksum:
-        raise CorruptionError(f"{where}: the checksum of a record's header does not match")
+        raise CorruptionError("the checksum of a record's header does not match")
     try:
         position = _FIXED.size + task_length
         task_id = header[_FIXED.size : position].decode()
@@ -295,9 +286,9 @@ def parse_header(data: np.ndarray, *, where: str) -> RecordHeader:
             column, position = _parse_column(header, position)
             columns.append(column)
             if column.offset + column.stored_bytes > record_bytes or sum(column.blocks[::2]) != column.stored_bytes:
-                raise CorruptionError(f"{where}: column {column.path} does not lie inside its record")
+                raise CorruptionError(f"column {column.path} does not lie inside its record")
     except (struct.error, ValueError) as error:
-        raise CorruptionError(f"{where}: a record's header cannot be parsed: {error}") from None
+        raise CorruptionError(f"a record's header cannot be parsed: {error}") from None
     return RecordHeader(
         episode_id=episode_id.hex(),
         content_hash=content_hash.hex(),

@@ -251,7 +251,7 @@ def _adopt_records(files: SegmentFiles, end: int) -> tuple[list[dict[str, Any]],
     rows: list[dict[str, Any]] = []
     while end < len(data):
         try:
-            header = parse_header(data[end:], where=str(files.data))
+            header = parse_header(data[end:])
             check_blocks(data[end:], header)
         except CorruptionError:
             break

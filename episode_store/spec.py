@@ -17,6 +17,12 @@ from episode_store.errors import EpisodeError
 FieldValues = np.ndarray | list[str]
 
 
+_DTYPES = (
+    *("str", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "float32", "float64"),
+)
+
+
 class Modality(enum.StrEnum):
     """The four kinds of data of the Gato paper, section 2.1."""
 
@@ -47,6 +53,12 @@ class ArraySpec:
     num_values: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if any(side < 0 for side in self.shape):
+            raise ValueError(f"ArraySpec.shape has a negative side: {self.shape}")
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"ArraySpec.dtype {self.dtype!r}: expected one of {', '.join(_DTYPES)}")
+        if (self.dtype == "str") != (self.modality == Modality.TEXT):
+            raise ValueError(f"a {self.modality.name} ArraySpec cannot have dtype {self.dtype!r}")
         size = self.size
         for name in ("low", "high", "num_values"):
             length = len(getattr(self, name))

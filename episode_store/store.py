@@ -338,16 +338,15 @@ class EpisodeStore:
         return data
 
     def _parse(self, row: int, record: np.ndarray, size: int) -> RecordHeader:
-        where = self._where(row)
-        if len(record) < size:
-            raise CorruptionError(f"{where}: the file is cut short, {len(record)} of {size} bytes are left")
-        header = parse_header(record, where=where)
-        if header.episode_id != self._episode_ids[row] or header.record_bytes != size:
-            raise CorruptionError(f"{where}: the record there is of episode {header.episode_id}")
         try:
+            if len(record) < size:
+                raise CorruptionError(f"the file is cut short, {len(record)} of {size} bytes are left")
+            header = parse_header(record)
+            if header.episode_id != self._episode_ids[row] or header.record_bytes != size:
+                raise CorruptionError(f"the record there is of episode {header.episode_id}")
             self._check_header(header)
         except CorruptionError as error:
-            raise CorruptionError(f"{where}: {error}") from None
+            raise CorruptionError(f"{self._where(row)}: {error}") from None
         return header
 
     def _check_header(self, header: RecordHeader) -> None:

@@ -11,7 +11,8 @@ from episode_store.errors import UserError
 from episode_store.spec import ArraySpec
 
 # `[namespace/]name-vN`. No dots (WebDataset keys and Beam shards split on them), no path tricks.
-_TASK_ID = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9_-]{0,63}/)?[A-Za-z0-9][A-Za-z0-9_-]{0,99}-v[0-9]{1,4}")
+# No "--": it stands for '/' in file names.
+_TASK_ID = re.compile(r"(?!.*--)(?:[A-Za-z0-9][A-Za-z0-9_-]{0,63}/)?[A-Za-z0-9][A-Za-z0-9_-]{0,99}-v[0-9]{1,4}")
 
 
 def check_task_id(task_id: str) -> str:
@@ -21,7 +22,7 @@ def check_task_id(task_id: str) -> str:
       UserError: when it does not.
     """
     if not _TASK_ID.fullmatch(task_id):
-        raise UserError(f"task id {task_id!r}: expected [namespace/]name-vN in letters, digits, '_' and '-'")
+        raise UserError(f"task id {task_id!r}: expected [namespace/]name-vN in letters, digits, '_' and single '-'")
     return task_id
 
 

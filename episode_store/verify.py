@@ -99,8 +99,8 @@ def _verify_tasks(path: Path, report: VerifyReport) -> None:
 def _verify_quarantine(path: Path, report: VerifyReport) -> None:
     for file in sorted((path / layout.QUARANTINE_FOLDER).glob("*.jsonl")):
         name = str(file.relative_to(path))
-        for number, line in enumerate(file.read_bytes().splitlines(keepends=True), start=1):
-            if not checked_json.is_line(line):
+        for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], start=1):
+            if not checked_json.is_line(line + b"\n"):
                 report.damages.append(Damage(file=name, problem=f"line {number}: its checksum does not match"))
 
 
@@ -152,7 +152,7 @@ def _verify_episode(store: EpisodeStore, data: np.ndarray, row: dict[str, Any]) 
     record = data[row["offset"] : row["offset"] + row["record_bytes"]]
     if len(record) < row["record_bytes"]:
         raise CorruptionError(f"the file is cut short, {len(record)} of the record's {row['record_bytes']} bytes left")
-    header = parse_header(record, where="record")
+    header = parse_header(record)
     segment.check_blocks(record, header)
     if segment.index_row(header, row["segment"], row["offset"]) != row:
         raise CorruptionError("the record differs from its row in the index")
