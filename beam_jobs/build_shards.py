@@ -20,6 +20,7 @@ from beam_jobs.files import read_json, write_file
 from beam_jobs.plan import BuildConfig, Reference, ShardPlan, TaskPlan, plan_task, sort_references
 from beam_jobs.shard_builder import RECORDS_FOLDER, TEXT_MODEL_FILE, ShardBuilder
 from episode_store.errors import UserError
+from episode_store.spec import Modality
 from episode_store.store import EpisodeStore
 
 # (shard name, task id, split): strings alone, so that every runner groups them alike.
@@ -118,7 +119,14 @@ def build_shards(
     flags = runners.pipeline_flags(beam_flags, workers)
 
     def run(builder: ShardBuilder, tick: Callable[[], None]) -> None:
-        runners.run(lambda pipeline: build_pipeline(pipeline, config, builder.store), flags, timeout_seconds, tick)
+        runners.run(
+            lambda pipeline: build_pipeline(pipeline, config, builder.store),
+            flags,
+            workers=workers,
+            log_folder=config.output / RECORDS_FOLDER,
+            timeout_seconds=timeout_seconds,
+            on_tick=tick,
+        )
 
     return _prepare_and_run(config, run, on_progress)
 
@@ -138,11 +146,13 @@ def _prepare_and_run(
     run: Callable[[ShardBuilder, Callable[[], None]], None],
     on_progress: Callable[[int, int], None] | None,
 ) -> tuple[dict[str, Any], bool]:
+    _check_output(config.output)
     builder = ShardBuilder(config, EpisodeStore.open(config.store))
+    for task_id in config.task_ids:
+        _check_task(builder, task_id)
     plans = plan_tasks(builder)
     fingerprint = commit.dataset_fingerprint(builder, plans)
     records = config.output / RECORDS_FOLDER
-    _check_output(config.output)
     records.mkdir(parents=True, exist_ok=True)
     with (records / "lock").open("w") as lock:
         _lock(lock, config.output)
@@ -184,6 +194,19 @@ def _check_output(output: Path) -> None:
     foreign = next((path for path in sorted(output.iterdir())), None)
     if foreign is not None and not any((output / name).exists() for name in ours):
         raise UserError(f"--output {output}: expected an empty folder or one with shards, got {foreign.name} in it")
+
+
+def _check_task(builder: ShardBuilder, task_id: str) -> None:
+    """A task that cannot be tokenized is told before any work."""
+    task = builder.store.tasks[task_id]
+    fields = [*task.observation_spec.items(), *task.action_spec.items()]
+    text = [key for key, field in fields if field.modality == Modality.TEXT]
+    if text and builder.config.text_model is None:
+        raise UserError(
+            f"task {task_id}: its field {text[0]!r} is text: expected --text-model FILE, got none; make one with "
+            "`tokenization train-text`"
+        )
+    builder.tokenizer(task_id)
 
 
 def _lock(file: IO[str], output: Path) -> None:

@@ -108,12 +108,14 @@ def _build_shards(arguments: argparse.Namespace) -> int:
         max_rejected_share=arguments.max_rejected,
     )
     start = time.monotonic()
-    with progress(description="building shards", total=1, unit="shards") as bar:
+    bars: list[Any] = []
 
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+    def show(done: int, total: int) -> None:
+        if not bars:
+            bars.append(progress(description="building shards", total=total, unit="shards"))
+        bars[0].update(done - bars[0].n)
 
+    try:
         manifest, built = build_shards(
             config,
             workers=arguments.workers,
@@ -121,6 +123,9 @@ def _build_shards(arguments: argparse.Namespace) -> int:
             timeout_seconds=arguments.timeout,
             on_progress=show,
         )
+    finally:
+        for bar in bars:
+            bar.close()
     seconds = time.monotonic() - start
     if arguments.json:
         print_json({"built": built, "seconds": round(seconds, 2), **manifest})

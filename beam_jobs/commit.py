@@ -34,8 +34,9 @@ def manifest(builder: ShardBuilder, plans: Sequence[TaskPlan], records: Iterable
     """The content of dataset.json: no times, no paths, so equal input gives equal bytes.
 
     Raises:
-      UserError: more episodes were rejected than the job allows, or a task lost all of its episodes.
-      RuntimeError: shards are missing or do not add up; a defect, or a worker with other code.
+      UserError: more episodes were rejected than the job allows, a task lost all of its episodes, or a shard is
+        missing or of another plan.
+      RuntimeError: written and rejected episodes do not add up to the planned ones, which is a defect.
     """
     config = builder.config
     record_of = {record["name"]: record for record in records}
@@ -47,7 +48,11 @@ def manifest(builder: ShardBuilder, plans: Sequence[TaskPlan], records: Iterable
         for shard in plan.shards:
             record = record_of.get(shard.name)
             if record is None or record["fingerprint"] != builder.fingerprint(shard):
-                raise RuntimeError(f"shard {shard.name} is {'missing' if record is None else 'of another plan'}")
+                raise UserError(
+                    f"shard {shard.name}: "
+                    + ("not built" if record is None else "built by a worker with other code or settings")
+                    + "; run the same command again"
+                )
             task_records.append(record)
         task_shards = [file for record in task_records for file in record["files"]]
         task_rejected = [entry for record in task_records for entry in record["rejected"]]

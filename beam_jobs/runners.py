@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
+import logging
 import os
 import re
+import shlex
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from episode_store.errors import UserError
 
 # Beam's default, DirectRunner, tries to download and start another engine first.
 LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+WORKER_LOG = "workers.log"
 _TICK_SECONDS = 0.25
+_GRACE_SECONDS = 5.0
 _USER_ERROR = re.compile(
     r"\b(?:UserError|EpisodeError|StoreError|CorruptionError): ([^\n]+?)(?: \[while running|\\n|\n|$)"
 )
@@ -54,29 +63,44 @@ def pipeline_flags(beam_flags: Sequence[str], workers: int) -> list[str]:
         flags = [f"--runner={LOCAL_RUNNER}" if flag == f"--runner={runner}" else flag for flag in flags]
         flags = [LOCAL_RUNNER if flag == runner else flag for flag in flags]
     if workers > 1:
-        flags += ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
+        flags.append(f"--direct_num_workers={workers}")
     return flags
 
 
 def run(
     build: Callable[[beam.Pipeline], None],
     flags: Sequence[str],
+    *,
+    workers: int,
+    log_folder: Path,
     timeout_seconds: float | None,
     on_tick: Callable[[], None],
 ) -> None:
     """Runs a pipeline to its end, calling `on_tick` now and then.
 
-    The runner works in a thread, since a local runner with processes can wait for ever for one that was killed.
+    The runner works in a thread of its own, since a local runner waits for ever for a worker that was killed.
+
+    Args:
+      build: adds the steps.
+      flags: of `pipeline_flags`.
+      workers: processes of the local runner.
+      log_folder: gets what those processes print.
+      timeout_seconds: the job is given up after this time.
+      on_tick: called from this thread.
 
     Raises:
-      UserError: the time is over, or a worker met one.
+      UserError: the time is over, a worker process died, or a worker met a mistake of the user.
       OSError: a worker met a full disk.
     """
     outcome: list[BaseException | None] = []
+    died = log_folder / "worker-died"
+    died.unlink(missing_ok=True)
+    # Only processes need an object; by its name in the flags, a runner cannot be told how to start them.
+    runner = FnApiRunner(default_environment=_worker_processes(log_folder, died)) if workers > 1 else None
 
     def work() -> None:
         try:
-            pipeline = beam.Pipeline(options=PipelineOptions(list(flags)))
+            pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(list(flags)))
             build(pipeline)
             pipeline.run().wait_until_finish()
         except BaseException as error:  # noqa: BLE001 - handed to the caller below
@@ -84,25 +108,64 @@ def run(
         else:
             outcome.append(None)
 
-    _let_workers_import_us()
     thread = threading.Thread(target=work, daemon=True, name="beam-job")
+    with _chatter_in_log(log_folder / WORKER_LOG) if workers > 1 else contextlib.nullcontext():
+        thread.start()
+        try:
+            _wait(thread, died, timeout_seconds, on_tick)
+        finally:
+            if thread.is_alive():
+                _end_children()
+    if outcome[0] is not None:
+        raise _translated(outcome[0]) from outcome[0]
+
+
+def _wait(thread: threading.Thread, died: Path, timeout_seconds: float | None, on_tick: Callable[[], None]) -> None:
     end = time.monotonic() + timeout_seconds if timeout_seconds else None
-    thread.start()
+    while thread.is_alive():
+        thread.join(_TICK_SECONDS)
+        on_tick()
+        if died.exists() and thread.is_alive():
+            raise UserError(
+                f"a worker process died (exit code {died.read_text().strip()}; it may have run out of memory, see "
+                f"{died.with_name(WORKER_LOG)}); finished shards stay: run the same command again to go on"
+            )
+        if end and time.monotonic() > end and thread.is_alive():
+            raise UserError(
+                f"the job was not done after {timeout_seconds:g} s (--timeout); finished shards stay: run the "
+                "same command again to go on"
+            )
+
+
+@contextlib.contextmanager
+def _chatter_in_log(log: Path) -> Iterator[None]:
+    """When a worker process dies, Beam's threads here print their broken connections: into the log with them."""
+
+    def note(error: threading.ExceptHookArgs) -> None:
+        with log.open("a") as file:
+            traceback.print_exception(error.exc_type, error.exc_value, error.exc_traceback, file=file)
+
+    log.write_bytes(b"")
+    hook, threading.excepthook = threading.excepthook, note
+    logger = logging.getLogger("apache_beam.runners.worker.data_plane")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
-        while thread.is_alive():
-            thread.join(_TICK_SECONDS)
-            on_tick()
-            if end and time.monotonic() > end and thread.is_alive():
-                raise UserError(
-                    f"the job was not done after {timeout_seconds:g} s (--timeout); finished shards stay: run the "
-                    "same command again to go on"
-                )
+        yield
     finally:
-        if thread.is_alive():
-            _end_children()
-    error = outcome[0]
-    if error is not None:
-        raise _translated(error) from error
+        threading.excepthook = hook
+        logger.setLevel(level)
+
+
+def _worker_processes(log_folder: Path, died: Path) -> SubprocessSDKEnvironment:
+    """Processes that keep their chatter in a file and leave a note when they die."""
+    root = str(Path(__file__).resolve().parent.parent)
+    paths = os.pathsep.join(dict.fromkeys([root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]))
+    command = f"{shlex.quote(sys.executable)} -m apache_beam.runners.worker.sdk_worker_main"
+    log, note = shlex.quote(str(log_folder / WORKER_LOG)), shlex.quote(str(died))
+    return SubprocessSDKEnvironment.from_command_string(
+        f"PYTHONPATH={shlex.quote(paths)} {command} >>{log} 2>&1 || echo $? >{note}"
+    )
 
 
 def _translated(error: BaseException) -> BaseException:
@@ -144,16 +207,17 @@ OWN_FLAGS = (
 )  # fmt: skip
 
 
-def _let_workers_import_us() -> None:
-    """Puts this checkout on the path of the processes that the local runner starts."""
-    root = str(Path(__file__).resolve().parent.parent)
-    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if root not in paths:
-        os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, paths)])
-
-
 def _end_children() -> None:
-    """Ends the worker processes that an abandoned job leaves; they are this process's children."""
-    for children in Path("/proc/self/task").glob("*/children"):
-        for pid in children.read_text().split():
-            os.kill(int(pid), signal.SIGTERM)
+    """Ends the worker processes of an abandoned job: this process's children and theirs."""
+    pending, found = [os.getpid()], []
+    while pending:
+        for children in Path(f"/proc/{pending.pop()}/task").glob("*/children"):
+            pids = [int(pid) for pid in children.read_text().split()]
+            pending += pids
+            found += pids
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    for thread in threading.enumerate():
+        if thread.name == "run_worker":  # Beam's, one for each process; they complain when it ends
+            thread.join(_GRACE_SECONDS)

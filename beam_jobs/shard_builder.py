@@ -126,7 +126,7 @@ class ShardBuilder:
             "files": files,
             "rejected": rejected,
             "changes": dict(sorted(changes.items())),
-            "tokens_per_step": self._tokenizer(plan.task_id).tokens_per_step,
+            "tokens_per_step": self.tokenizer(plan.task_id).tokens_per_step,
         }
 
     def _sequences(
@@ -134,7 +134,7 @@ class ShardBuilder:
     ) -> Iterator[TokenSequence]:
         """Reads and tokenizes; appends what fails to `rejected` and counts what the content filter changed."""
         is_corpus = self.store.tasks[plan.task_id].is_corpus
-        tokenizer = self._tokenizer(plan.task_id)
+        tokenizer = self.tokenizer(plan.task_id)
         for episode_id, content_hash in plan.references:
             try:
                 episode = self.store.read(episode_id)
@@ -151,7 +151,8 @@ class ShardBuilder:
                 rejected.append(_rejection(plan, episode_id, "unreadable", f"{type(error).__name__}: {error}"))
                 continue
 
-    def _tokenizer(self, task_id: str) -> EpisodeTokenizer:
+    def tokenizer(self, task_id: str) -> EpisodeTokenizer:
+        """Of one task. Raises UserError when its fields cannot be tokenized, or it has text and there is no model."""
         if task_id not in self._tokenizers:
             self._tokenizers[task_id] = EpisodeTokenizer(self.store.tasks[task_id], self._text)
         return self._tokenizers[task_id]
