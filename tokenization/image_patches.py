@@ -42,7 +42,7 @@ def patchify(images: np.ndarray) -> np.ndarray:
     pad = (rows * PATCH_SIZE - height, columns * PATCH_SIZE - width)
     if any(pad):
         images = np.pad(images, ((0, 0), (0, pad[0]), (0, pad[1]), (0, 0)))
-    lines = np.ascontiguousarray(images).reshape(num_steps, -1).view(_ROW_OF_PATCH)
+    lines = np.ascontiguousarray(images).reshape(num_steps, rows * columns * PATCH_BYTES).view(_ROW_OF_PATCH)
     grid = lines.reshape(num_steps, rows, PATCH_SIZE, columns).transpose(0, 1, 3, 2)
     return np.ascontiguousarray(grid).view(np.uint8).reshape(num_steps, rows * columns, *PATCH_SHAPE)
 

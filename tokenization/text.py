@@ -99,10 +99,8 @@ class TextTokenizer:
                 num_threads=1,
                 minloglevel=2,
             )
-        except RuntimeError as error:
-            raise UserError(
-                f"training the text model: SentencePiece found too little text to learn from ({error})"
-            ) from None
+        except RuntimeError:
+            raise UserError("training the text model: expected text to learn from, got none or too little") from None
         _write_atomically(Path(path), model.getvalue())
 
     @property
@@ -144,10 +142,12 @@ class TextTokenizer:
         return self._processor.id_to_piece(int(token))
 
     def _encode_all(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
-        try:
-            plain = self._processor.encode([text.replace(_SPACE_MARK, " ") for text in texts], num_threads=1)
-        except UnicodeEncodeError as error:
-            raise UserError(f"text: expected valid Unicode, got {error.object[error.start : error.end]!r}") from None
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(f"text: expected valid Unicode, got {text[error.start : error.end]!r}") from None
+        plain = self._processor.encode([text.replace(_SPACE_MARK, " ") for text in texts], num_threads=1)
         for text, ids in zip(texts, plain, strict=True):
             if _SPACE_MARK in text:
                 parts = [self._processor.encode(part) for part in text.split(_SPACE_MARK)]
