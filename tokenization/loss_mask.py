@@ -29,25 +29,31 @@ def target_kinds(
       exploratory: bool [S], steps whose actions are no targets.
     """
     starts, lengths = timestep_offsets[:-1], np.diff(timestep_offsets)
-    targets = np.empty(len(tokens), np.uint8)
-    if len(lengths) and (lengths == lengths[0]).all() and (num_text_tokens == num_text_tokens[0]).all():
+    targets = np.zeros(len(tokens), np.uint8)
+    separator = _shared_separator(tokens, lengths, num_text_tokens)
+    if separator is not None:
         # Every timestep is laid out alike: one row of the mask serves all.
-        separators = np.flatnonzero(tokens[: lengths[0]] == SEPARATOR)
         rows = targets.reshape(len(lengths), lengths[0])
-        rows[:] = TargetKind.NONE
         rows[:, : num_text_tokens[0]] = TargetKind.OBSERVATION_TEXT
-        if separators.size:
-            actions = rows[:, separators[0] + 1 :]
-            actions[:] = TargetKind.ACTION
-            if exploratory is not None:
-                actions[np.asarray(exploratory, np.bool_)] = TargetKind.NONE
+        rows[:, separator + 1 :] = TargetKind.ACTION
+        if exploratory is not None:
+            rows[np.asarray(exploratory, np.bool_), separator + 1 :] = TargetKind.NONE
         return targets
     place = np.arange(len(tokens)) - np.repeat(starts, lengths)
     is_separator = tokens == SEPARATOR
     # Steps have one separator each, so before the separator of step s stand exactly s of them.
     is_action = np.cumsum(is_separator) - is_separator > np.repeat(np.arange(len(lengths)), lengths)
-    targets[:] = np.where(place < np.repeat(num_text_tokens, lengths), TargetKind.OBSERVATION_TEXT, TargetKind.NONE)
+    targets[place < np.repeat(num_text_tokens, lengths)] = TargetKind.OBSERVATION_TEXT
     targets[is_action] = TargetKind.ACTION
     if exploratory is not None:
         targets[is_action & np.repeat(np.asarray(exploratory, np.bool_), lengths)] = TargetKind.NONE
     return targets
+
+
+def _shared_separator(tokens: np.ndarray, lengths: np.ndarray, num_text_tokens: np.ndarray) -> int | None:
+    """Where the separator stands in every timestep, if all have it, and their text, at the same place."""
+    if not len(lengths) or (lengths != lengths[0]).any() or (num_text_tokens != num_text_tokens[0]).any():
+        return None
+    rows = tokens.reshape(len(lengths), lengths[0])
+    separators = np.flatnonzero(rows[0] == SEPARATOR)
+    return int(separators[0]) if separators.size and (rows[:, separators[0]] == SEPARATOR).all() else None

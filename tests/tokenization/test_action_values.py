@@ -105,6 +105,7 @@ def test_property_bounded_actions_come_back_within_half_a_bin(data: st.DataObjec
         value = data.draw(st.floats(low, high))
     else:
         limits = (0, 1) if kind.kind == "b" else (int(np.iinfo(kind).min), int(np.iinfo(kind).max))
+        limits = max(limits[0], -(2**53)), min(limits[1], 2**53)  # a spec's bounds are float64
         low, high = sorted(data.draw(st.lists(st.integers(*limits), min_size=2, max_size=2)))
         value = data.draw(st.integers(low, high))
     spec = box(float(low), float(high), dtype)

@@ -48,7 +48,7 @@ def test_every_token_in_words(text: TextTokenizer) -> None:
         "observation/cell[0, 0] = 7",
         "observation/cell[0, 1] = 3",
         "observation/state[0] ~ 0.03127",
-        "observation/state[1] ~ -1.003",
+        "observation/state[1] ~ -0.9941",
         "observation/state[2] ~ 253.5",
         "separator",
         "action/say 'of'",
