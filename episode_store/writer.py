@@ -6,11 +6,13 @@ When `add_episode` returns, the episode survives `kill -9` of the process: its b
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import logging
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -63,8 +65,9 @@ class EpisodeWriter:
         self._closed = False
         self._open: _OpenSegment | None = None
         self._quarantine_file: Path | None = None
-        layout.create_store(self._path)
-        self.recovered = recover(self._path)
+        with self._full_disk_told():
+            layout.create_store(self._path)
+            self.recovered = recover(self._path)
         store = EpisodeStore.open(self._path, damaged="skip")
         self._tasks = dict(store.tasks)
         self._known = {bytes.fromhex(episode_id) for episode_id in store.episode_ids}
@@ -78,7 +81,8 @@ class EpisodeWriter:
         self._check_usable()
         if self._tasks.get(task.task_id) == task:
             return
-        layout.create_task(self._path, task)
+        with self._full_disk_told():
+            layout.create_task(self._path, task)
         self._tasks[task.task_id] = task
 
     def add_episode(self, episode: Episode) -> str:
@@ -129,11 +133,12 @@ class EpisodeWriter:
             if name in self._known:
                 return episode_id
             if self._open is None:
-                self._open = self._guard(lambda: _OpenSegment(self._path, sync=self._sync))
-            opened = self._open
-            self._guard(lambda: opened.append(record, row))
+                with self._full_disk_told():
+                    self._open = _OpenSegment(self._path, sync=self._sync)
+            with self._full_disk_told():
+                self._open.append(record, row)
             self._known.add(name)
-            if opened.data_bytes >= MAX_SEGMENT_BYTES or len(opened.rows) >= MAX_SEGMENT_EPISODES:
+            if self._open.data_bytes >= MAX_SEGMENT_BYTES or len(self._open.rows) >= MAX_SEGMENT_EPISODES:
                 self._seal()
         return episode_id
 
@@ -161,25 +166,27 @@ class EpisodeWriter:
     def _seal(self) -> None:
         opened, self._open = self._open, None
         if opened is not None:
-            self._guard(opened.seal)
+            with self._full_disk_told():
+                opened.seal()
+
+    @contextlib.contextmanager
+    def _full_disk_told(self) -> Iterator[None]:
+        """Tells a full disk in one line."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise StoreError(
+                f"store {self._path}: no space left on the disk ({os.strerror(error.errno)}); every episode already "
+                "in the store is safe; free some space and run the same command again"
+            ) from error
 
     def _check_usable(self) -> None:
         if self._closed:
             raise StoreError(f"store {self._path}: this writer is closed; open another")
         if self._process != os.getpid():
             raise StoreError(f"store {self._path}: a writer cannot be used in a forked process; open one in each")
-
-    def _guard(self, action: Any) -> Any:
-        """Runs `action`, telling a full disk in one line."""
-        try:
-            return action()
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            raise StoreError(
-                f"store {self._path}: no space left on the disk ({os.strerror(error.errno)}); the {len(self._known)} "
-                "episodes in the store are safe; free some space and run the same command again"
-            ) from error
 
     def _quarantine(self, episode: Episode, reason: str) -> None:
         folder = self._path / layout.QUARANTINE_FOLDER
@@ -196,8 +203,8 @@ class EpisodeWriter:
                     "reason": reason.encode("utf-8", "backslashreplace").decode(),
                 }
             )
-            file = self._quarantine_file
-            self._guard(lambda: _append_file(file, line))
+            with self._full_disk_told():
+                _append_file(self._quarantine_file, line)
         _LOGGER.warning("quarantined: %s", reason)
 
 

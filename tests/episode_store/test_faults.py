@@ -1,0 +1,367 @@
+"""What a store survives: killed writers, flipped bits, cut and missing files, several writers at once.
+
+Fast counts here; the `slow` marker runs the same with many more.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from episode_store import writer as writer_module
+from episode_store.episode import Episode, EpisodeMetadata
+from episode_store.errors import StoreError
+from episode_store.store import EpisodeStore
+from episode_store.testing import StoreContract, assert_episodes_equal, example_tasks, random_episode
+from episode_store.verify import verify_store
+from episode_store.writer import EpisodeWriter, recover
+
+
+def numbered_episode(stream: int, number: int) -> Episode:
+    """The same episode in every process."""
+    rng = np.random.default_rng([stream, number])
+    task = list(example_tasks().values())[number % 3]
+    metadata = EpisodeMetadata(agent_id=f"stream{stream}", seed=number, collection_index=number)
+    return random_episode(task, rng, int(rng.integers(1, 60)), metadata=metadata)
+
+
+def write_and_acknowledge(store: Path, stream: int, pipe: int, count: int) -> None:
+    """Writes numbered episodes; tells the pipe each number after its `add_episode` returned."""
+    with EpisodeWriter(store) as writer:
+        for task in example_tasks().values():
+            writer.add_task(task)
+        for number in range(count):
+            writer.add_episode(numbered_episode(stream, number))
+            os.write(pipe, number.to_bytes(4, "little"))
+
+
+def forked(action: Callable[[], None]) -> int:
+    """Runs `action` in a child process that ends without running anything of pytest's."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            action()
+            code = 0
+        finally:
+            os._exit(code)
+    return child
+
+
+def killed_writers(store: Path, kills: int, seed: int) -> None:
+    """Kills `kills` writers at random instants and checks the store after each."""
+    chance = random.Random(seed)
+    expected: dict[str, Episode] = {}
+    for stream in range(kills):
+        read_end, write_end = os.pipe()
+        child = forked(lambda stream=stream, pipe=write_end: write_and_acknowledge(store, stream, pipe, 100_000))
+        os.close(write_end)
+        acknowledged = 0
+        for _ in range(chance.randrange(1, 60)):
+            acknowledged += len(os.read(read_end, 4)) == 4
+        time.sleep(chance.random() * 0.003)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        while os.read(read_end, 4):
+            acknowledged += 1
+        os.close(read_end)
+        # One more than acknowledged may be there: the writer died between storing it and telling us.
+        for number in range(acknowledged):
+            episode = numbered_episode(stream, number)
+            expected[episode.episode_id()] = episode
+        last = numbered_episode(stream, acknowledged)
+        reader = EpisodeStore.open(store)
+        found = set(reader.episode_ids)
+        if last.episode_id() in found:
+            expected[last.episode_id()] = last
+        assert found == set(expected)
+        for episode_id in list(expected)[-acknowledged:]:
+            assert_episodes_equal(expected[episode_id], reader.read(episode_id))
+    recover(store)
+    assert not list((store / "segments").glob("*.journal"))
+    assert set(EpisodeStore.open(store).episode_ids) == set(expected)
+    assert verify_store(store).damages == []
+
+
+@pytest.fixture
+def _small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments end every few episodes, so that a kill also meets sealing."""
+    monkeypatch.setattr(writer_module, "MAX_SEGMENT_EPISODES", 7)
+
+
+def test_killed_writers_lose_nothing_acknowledged(tmp_path: Path) -> None:
+    """SIGKILL at random instants of writing."""
+    killed_writers(tmp_path / "store", 12, seed=0)
+
+
+@pytest.mark.usefixtures("_small_segments")
+def test_killed_writers_lose_nothing_while_sealing(tmp_path: Path) -> None:
+    """SIGKILL at random instants, sealing among them."""
+    killed_writers(tmp_path / "store", 12, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_killed_writers_lose_nothing_200_times(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL, 200 times in all."""
+    monkeypatch.setattr(writer_module, "MAX_SEGMENT_EPISODES", [7, 1000][seed % 2])
+    killed_writers(tmp_path / "store", 20, seed=100 + seed)
+
+
+def test_a_killed_interpreter_is_recovered_and_announced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The same with a whole Python process of its own, and what the log says."""
+    code = (
+        "import numpy as np; from episode_store.testing import *; from episode_store.writer import EpisodeWriter\n"
+        f"w = EpisodeWriter({str(tmp_path / 'store')!r}); t = example_tasks()['Robot-v1']; w.add_task(t)\n"
+        "for n in range(10**6): w.add_episode(random_episode(t, np.random.default_rng(n), 20)); print(n, flush=True)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(writer_module.__file__).parents[1])}
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment)
+    assert child.stdout is not None
+    for _ in range(20):
+        child.stdout.readline()
+    child.kill()
+    acknowledged = 20 + len(child.stdout.read().splitlines())
+    child.wait()
+    child.stdout.close()
+    with caplog.at_level(logging.WARNING), EpisodeWriter(tmp_path / "store") as writer:
+        assert len(writer.recovered) == 1
+    assert "its writer ended without closing it" in caplog.text
+    assert "episodes kept" in caplog.text
+    assert len(EpisodeStore.open(tmp_path / "store")) in (acknowledged, acknowledged + 1)
+    assert recover(tmp_path / "store") == []
+
+
+def test_two_writers_and_a_reader(tmp_path: Path) -> None:
+    """Readers never see a half episode; writers do not disturb each other; no living writer is "recovered"."""
+    store = tmp_path / "store"
+    EpisodeWriter(store).close()
+    sink = os.open(os.devnull, os.O_WRONLY)
+    children = {forked(lambda stream=stream: write_and_acknowledge(store, stream, sink, 150)) for stream in (1, 2)}
+    seen = 0
+    while children:
+        child, status = os.waitpid(-1, os.WNOHANG)
+        if child in children:
+            children.remove(child)
+            assert os.waitstatus_to_exitcode(status) == 0
+        assert recover(store) == []
+        reader = EpisodeStore.open(store)
+        assert len(reader) >= seen
+        seen = len(reader)
+        for episode_id in reader.episode_ids[::7]:
+            assert reader.read(episode_id).episode_id() == episode_id
+    reader = EpisodeStore.open(store)
+    expected = {numbered_episode(stream, number).episode_id() for stream in (1, 2) for number in range(150)}
+    assert set(reader.episode_ids) == expected
+    assert verify_store(store).damages == []
+    assert len(reader.segments()) == 2
+
+
+def test_the_same_episodes_from_two_writers_are_one(tmp_path: Path) -> None:
+    """Two writers that do not know of each other's episodes: the reader lists each id once."""
+    task = example_tasks()["Robot-v1"]
+    episode = random_episode(task, np.random.default_rng(0), 5)
+    with EpisodeWriter(tmp_path) as first, EpisodeWriter(tmp_path) as second:
+        for writer in (first, second):
+            writer.add_task(task)
+            writer.add_episode(episode)
+    store = EpisodeStore.open(tmp_path)
+    assert len(store) == 1
+    assert_episodes_equal(episode, store.read(store.episode_ids[0]))
+
+
+def test_a_forked_process_cannot_use_the_writer(tmp_path: Path) -> None:
+    """It would write into its parent's segment."""
+    task = example_tasks()["Robot-v1"]
+    with EpisodeWriter(tmp_path) as writer:
+        writer.add_task(task)
+
+        def use() -> None:
+            with pytest.raises(StoreError, match="cannot be used in a forked process"):
+                writer.add_episode(random_episode(task, np.random.default_rng(0), 5))
+
+        assert os.waitstatus_to_exitcode(os.waitpid(forked(use), 0)[1]) == 0
+
+
+# --- damage -----------------------------------------------------------------------------------------------------
+
+
+class _Contract(StoreContract):
+    """Only for `fill`."""
+
+    __test__ = False
+
+
+@pytest.fixture(params=["sealed", "left by a killed writer"])
+def filled(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, dict[str, Episode]]:
+    """A small store, sealed or as a killed writer leaves it, and what is in it."""
+    store = tmp_path / "store"
+    if request.param == "sealed":
+        episodes = _Contract().fill(store, num_episodes=6)
+    else:
+        read_end, write_end = os.pipe()
+        child = forked(lambda: _write_and_wait(store, write_end))
+        os.read(read_end, 1)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(read_end)
+        os.close(write_end)
+        episodes = {(episode := numbered_episode(0, number)).episode_id(): episode for number in range(6)}
+    return store, episodes
+
+
+def _write_and_wait(store: Path, pipe: int) -> None:
+    writer = EpisodeWriter(store)
+    for task in example_tasks().values():
+        writer.add_task(task)
+    for number in range(6):
+        writer.add_episode(numbered_episode(0, number))
+    os.write(pipe, b"!")
+    signal.pause()
+
+
+def read_all(store: Path, episodes: dict[str, Episode]) -> int:
+    """Reads what can be read, which must be right; returns how many episodes were refused or could not be found."""
+    try:
+        reader = EpisodeStore.open(store)
+    except StoreError:
+        return len(episodes)
+    refused = 0
+    for episode_id in reader.episode_ids:
+        try:
+            episode = reader.read(episode_id)
+        except StoreError as error:
+            if episode_id not in str(error) or ".data" not in str(error):
+                raise
+            refused += 1
+        else:
+            assert_episodes_equal(episodes[episode_id], episode)
+    return refused + len(episodes) - len(reader)
+
+
+def flip_every_region(store: Path, episodes: dict[str, Episode], positions: Callable[[int], Iterator[int]]) -> int:
+    """Flips one bit at a time; each must be told by `verify`, and no read may be wrong. Returns how many."""
+    chance = random.Random(0)
+    flips = 0
+    files = [file for file in sorted(store.rglob("*")) if file.is_file()]
+    for file in files:
+        content = file.read_bytes()
+        for position in positions(len(content)):
+            changed = bytearray(content)
+            changed[position] ^= 1 << chance.randrange(8)
+            file.write_bytes(changed)
+            report = verify_store(store)
+            assert report.damages, f"{file.name}: a flip at {position} of {len(content)} is silent"
+            read_all(store, episodes)
+            flips += 1
+        file.write_bytes(content)
+    assert verify_store(store).damages == []
+    return flips
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_no_flipped_bit_is_silent(filled: tuple[Path, dict[str, Episode]]) -> None:
+    """Single bits over every region of every file: about 60 a file, its first and last bytes among them."""
+    store, episodes = filled
+
+    def positions(size: int) -> Iterator[int]:
+        step = max(1, size // 50)
+        yield from sorted({*range(0, size, step), *range(min(4, size)), *range(max(0, size - 6), size)})
+
+    assert flip_every_region(store, episodes, positions) > 150
+
+
+@pytest.mark.slow
+def test_no_flipped_bit_in_any_byte_is_silent(filled: tuple[Path, dict[str, Episode]]) -> None:
+    """One bit of every byte of every file."""
+    store, episodes = filled
+    assert flip_every_region(store, episodes, lambda size: iter(range(size))) > 5000
+
+
+def test_no_cut_file_is_silent(filled: tuple[Path, dict[str, Episode]]) -> None:
+    """Every file cut at the start, the middle, records' and lines' edges, one byte short."""
+    store, episodes = filled
+    index = next(iter(EpisodeStore.open(store).segments().values()))
+    edges = [0, 64, *(index.table["offset"].to_numpy() + index.table["record_bytes"].to_numpy()).tolist()]
+    for file in [file for file in sorted(store.rglob("*")) if file.is_file()]:
+        content = file.read_bytes()
+        lines = [position + 1 for position, byte in enumerate(content) if byte == 10]
+        cuts = {0, 1, len(content) // 2, len(content) - 1}
+        cuts |= set(edges) | {edge + 100 for edge in edges} if file.suffix == ".data" else set()
+        cuts |= set(lines) if file.suffix == ".journal" else set()
+        for cut in sorted(cut for cut in cuts if cut < len(content)):
+            file.write_bytes(content[:cut])
+            report = verify_store(store)
+            assert report.damages or report.notes, f"{file.name} cut at {cut} of {len(content)} is silent"
+            lost = read_all(store, episodes)
+            if file.suffix == ".journal":
+                # Records tell for themselves: cutting the journal loses nothing.
+                assert lost == 0
+            elif file.suffix == ".data":
+                assert lost >= 1
+        file.write_bytes(content)
+    assert verify_store(store).damages == []
+
+
+def test_no_missing_file_is_silent(filled: tuple[Path, dict[str, Episode]]) -> None:
+    """Each file taken away in turn."""
+    store, episodes = filled
+    for file in [file for file in sorted(store.rglob("*")) if file.is_file()]:
+        content = file.read_bytes()
+        file.unlink()
+        try:
+            report = verify_store(store)
+        except StoreError as error:
+            if "has no store.json" not in str(error):
+                raise
+        else:
+            assert report.damages, file.name
+        read_all(store, episodes)
+        file.write_bytes(content)
+
+
+def test_damage_can_be_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """`damaged="skip"` reads the rest and says what it left out; a writer goes on as well."""
+    episodes = _Contract().fill(tmp_path, num_episodes=3)
+    more = _Contract().fill(tmp_path, num_episodes=3, seed=1)
+    index = sorted((tmp_path / "segments").glob("*.parquet"))[0]
+    index.write_bytes(index.read_bytes()[:-1])
+    with pytest.raises(StoreError, match=r"run `python -m episode_store verify --store"):
+        EpisodeStore.open(tmp_path)
+    store = EpisodeStore.open(tmp_path, damaged="skip")
+    assert set(store.episode_ids) == set(more)
+    assert "bytes, expected" in store.damage[0]
+    assert "left out" in caplog.text
+    with EpisodeWriter(tmp_path) as writer:
+        for episode in episodes.values():
+            writer.add_episode(episode)
+    assert set(EpisodeStore.open(tmp_path, damaged="skip").episode_ids) == set(more) | set(episodes)
+
+
+def test_a_journal_line_torn_by_hand_is_left_out_when_its_writer_lives(tmp_path: Path) -> None:
+    """A reader that looks between two writes of a living writer sees whole lines only."""
+    task = example_tasks()["Robot-v1"]
+    with EpisodeWriter(tmp_path) as writer:
+        writer.add_task(task)
+        writer.add_episode(random_episode(task, np.random.default_rng(0), 5))
+        (journal,) = (tmp_path / "segments").glob("*.journal")
+        with open(journal, "ab") as file:
+            file.write(b'{"task_id":"Rob')
+        store = EpisodeStore.open(tmp_path)
+        assert len(store) == 1
+        (index,) = store.segments().values()
+        assert index.alive
+        assert index.notes == []
+        with open(journal, "rb") as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

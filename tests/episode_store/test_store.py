@@ -1,0 +1,196 @@
+"""Reading a store: the contract, errors, and hypothesis round trips of every kind of field."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from episode_store import checked_json
+from episode_store.errors import StoreError
+from episode_store.spec import ArraySpec, Modality
+from episode_store.store import EpisodeStore
+from episode_store.task import TaskSpec
+from episode_store.testing import (
+    StoreContract,
+    assert_episodes_equal,
+    assert_values_equal,
+    example_tasks,
+    random_episode,
+)
+from episode_store.writer import EpisodeWriter
+
+
+class TestEpisodeStore(StoreContract):
+    """Our store keeps the contract."""
+
+
+_NUMERIC = ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16"]
+_CONTINUOUS = [*_NUMERIC, "float32", "float64"]
+
+
+@st.composite
+def array_specs(draw: st.DrawFn) -> ArraySpec:
+    """Any spec of a small field."""
+    modality = draw(st.sampled_from(list(Modality)))
+    if modality == Modality.TEXT:
+        return ArraySpec(modality=modality, dtype="str")
+    if modality == Modality.IMAGE:
+        shape = draw(st.tuples(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3, 4])))
+        return ArraySpec(modality=modality, dtype="uint8", shape=shape)
+    shape = tuple(draw(st.lists(st.integers(0, 3), max_size=3)))
+    size = int(np.prod(shape))
+    if modality == Modality.DISCRETE:
+        counts = draw(st.lists(st.integers(1, 100), min_size=size, max_size=size))
+        start = draw(st.sampled_from([(), (1,) * size]))
+        return ArraySpec(
+            modality=modality,
+            dtype=draw(st.sampled_from(["int64", "uint8"])),
+            shape=shape,
+            num_values=tuple(counts),
+            low=start,
+        )
+    low, high = draw(st.sampled_from([((), ()), ((0.0,) * size, (1.0,) * size), ((0.0,) * size, (np.inf,) * size)]))
+    return ArraySpec(modality=modality, dtype=draw(st.sampled_from(_CONTINUOUS)), shape=shape, low=low, high=high)
+
+
+_FIELDS = st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), array_specs(), max_size=3)
+
+
+@given(observations=_FIELDS, actions=_FIELDS, num_steps=st.integers(1, 70), seed=st.integers(0, 1000), data=st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_kind_of_field_survives(
+    observations: dict[str, ArraySpec], actions: dict[str, ArraySpec], num_steps: int, seed: int, data: st.DataObject
+) -> None:
+    """Write, read and window of random tasks."""
+    task = TaskSpec(task_id="any/Task-v0", observation_spec=observations, action_spec=actions)
+    episode = random_episode(task, np.random.default_rng(seed), num_steps, exploratory=seed % 2 == 0)
+    with tempfile.TemporaryDirectory() as folder:
+        with EpisodeWriter(folder) as writer:
+            writer.add_task(task)
+            episode_id = writer.add_episode(episode)
+        store = EpisodeStore.open(folder)
+        assert store.tasks["any/Task-v0"] == task
+        assert_episodes_equal(episode, store.read(episode_id))
+        start = data.draw(st.integers(0, num_steps - 1))
+        length = data.draw(st.integers(1, num_steps - start))
+        window = store.read_window(episode_id, start, length)
+        for key, values in episode.observations.items():
+            assert_values_equal(window.observations[key], values[start : start + length + 1], key)
+        for key, values in episode.actions.items():
+            assert_values_equal(window.actions[key], values[start : start + length], key)
+
+
+@given(
+    texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=300), min_size=2, max_size=600),
+)
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_text_survives(texts: list[str]) -> None:
+    """Ragged, empty, multi-byte texts, over several blocks."""
+    task = example_tasks()["caption/example-v0"]
+    episode = random_episode(task, np.random.default_rng(0), len(texts))
+    episode = dataclasses.replace(episode, actions={"text": texts})
+    with tempfile.TemporaryDirectory() as folder:
+        with EpisodeWriter(folder) as writer:
+            writer.add_task(task)
+            episode_id = writer.add_episode(episode)
+        assert EpisodeStore.open(folder).read(episode_id).actions["text"] == texts
+
+
+def test_floats_keep_every_bit(tmp_path: Path) -> None:
+    """Negative zero, denormals, the largest float64."""
+    task = TaskSpec(
+        task_id="Bits-v0",
+        observation_spec={"x": ArraySpec(modality=Modality.CONTINUOUS, dtype="float64")},
+        action_spec={"u": ArraySpec(modality=Modality.CONTINUOUS, dtype="uint64")},
+    )
+    episode = dataclasses.replace(
+        random_episode(task, np.random.default_rng(0), 2),
+        observations={"x": np.array([-0.0, 5e-324, np.finfo(np.float64).max])},
+        actions={"u": np.array([0, 2**64 - 1], dtype=np.uint64)},
+    )
+    with EpisodeWriter(tmp_path) as writer:
+        writer.add_task(task)
+        episode_id = writer.add_episode(episode)
+    assert_episodes_equal(episode, EpisodeStore.open(tmp_path).read(episode_id))
+
+
+def test_numbers_are_aligned_views_of_the_mapped_file(tmp_path: Path) -> None:
+    """Raw columns are read without a copy, at multiples of 64 bytes, read-only."""
+    TestEpisodeStore().fill(tmp_path)
+    store = EpisodeStore.open(tmp_path)
+    episode = store.read(store.table("Robot-v1")["episode_id"][0].as_py())
+    values = episode.observations["state/position"]
+    assert isinstance(values, np.ndarray)
+    assert not values.flags.owndata
+    assert not values.flags.writeable
+    assert values.ctypes.data % 64 == 0
+
+
+def test_the_index_is_plain_parquet(tmp_path: Path) -> None:
+    """Anyone can query returns without our code."""
+    TestEpisodeStore().fill(tmp_path)
+    (index,) = (tmp_path / "segments").glob("*.parquet")
+    table = pq.read_table(index, page_checksum_verification=True)
+    assert table.num_rows == 12
+    assert {"task_id", "episode_return", "num_steps", "seed", "agent_id"} <= set(table.schema.names)
+
+
+def _fails(path: Path, text: str) -> None:
+    with pytest.raises(StoreError) as caught:
+        EpisodeStore.open(path)
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_a_store_is_refused_in_one_line(tmp_path: Path) -> None:
+    """Missing, a file, another folder, a newer version."""
+    _fails(tmp_path / "missing", "no such folder")
+    (tmp_path / "file").write_text("x")
+    _fails(tmp_path / "file", "is a file")
+    (tmp_path / "other").mkdir()
+    _fails(tmp_path / "other", "is not an episode store: it has no store.json")
+    checked_json.write_file(tmp_path / "other" / "store.json", {"format": "episode-store", "version": 99})
+    _fails(tmp_path / "other", "has format version 99, this program reads version 1; install a newer one")
+    checked_json.write_file(tmp_path / "other" / "store.json", {"format": "zarr"})
+    _fails(tmp_path / "other", "its format is 'zarr'")
+    (tmp_path / "other" / "store.json").write_text(json.dumps({"format": "episode-store", "version": 1}))
+    _fails(tmp_path / "other", "checksum does not match")
+
+
+def test_unknown_names_get_near_ones(tmp_path: Path) -> None:
+    """Tasks, columns, episodes, windows."""
+    TestEpisodeStore().fill(tmp_path)
+    store = EpisodeStore.open(tmp_path)
+    with pytest.raises(StoreError, match=r"no task 'Robot-v2'; did you mean 'Robot-v1'\?"):
+        store.table("Robot-v2")
+    with pytest.raises(StoreError, match="no episode 'abc'"):
+        store.read("abc")
+    assert store.find_tasks(["*/*", "Robot-v1"]) == ["Robot-v1", "caption/example-v0", "grid/Example-v0"]
+    with pytest.raises(StoreError, match="no task 'x/\\*'"):
+        store.find_tasks(["x/*"])
+    row = store.table("Robot-v1").to_pylist()[0]
+    with pytest.raises(StoreError, match=r"no column 'actions/acton'; did you mean 'actions/action'\?"):
+        store.read_window(row["episode_id"], 0, 1, columns=["actions/acton"])
+    for start, length in ((-1, 1), (0, 0), (0, row["num_steps"] + 1), (row["num_steps"], 1)):
+        with pytest.raises(StoreError, match=f"expected a window inside its {row['num_steps']} steps"):
+            store.read_window(row["episode_id"], start, length)
+    assert store.find_episode(row["episode_id"][:12]) == row["episode_id"]
+    with pytest.raises(StoreError, match="12 episodes have ids that begin with ''"):
+        store.find_episode("")
+
+
+def test_an_empty_store_reads_as_empty(tmp_path: Path) -> None:
+    """A writer that wrote nothing leaves a valid store and no segment."""
+    EpisodeWriter(tmp_path / "new" / "store").close()
+    store = EpisodeStore.open(tmp_path / "new" / "store")
+    assert len(store) == 0
+    assert store.table().num_rows == 0
+    assert not list((tmp_path / "new" / "store" / "segments").iterdir())
