@@ -95,10 +95,10 @@ def unique_patches(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
       uint8 [U, 16, 16, 3] and int32 [M], the row of the first for each patch.
     """
     words = np.ascontiguousarray(patches).reshape(-1, PATCH_BYTES).view(np.uint64)
-    with np.errstate(over="ignore"):
-        hashes = np.einsum("ij,j->i", words, _HASH_MULTIPLIERS)
-    first, index = _unique_in_order(hashes)
-    if not np.array_equal(words[first][index], words):  # two patches share a hash
+    first, index = _unique_in_order(np.einsum("ij,j->i", words, _HASH_MULTIPLIERS))  # modulo 2**64
+    original = first[index]
+    (copies,) = np.nonzero(original != np.arange(len(words)))
+    if not np.array_equal(words[copies], words[original[copies]]):  # two different patches share a hash
         first, index = _unique_in_order(words.view(f"V{PATCH_BYTES}").reshape(-1))
     return patches.reshape(-1, *PATCH_SHAPE)[first], index.astype(np.int32)
 
