@@ -1,0 +1,219 @@
+"""docs/file_format.md, held to its word: a reader written from that page alone, and literal bytes."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pytest
+import zstandard
+
+from episode_store.episode import Episode, EpisodeMetadata
+from episode_store.spec import ArraySpec, Modality
+from episode_store.store import EpisodeStore
+from episode_store.task import TaskSpec
+from episode_store.testing import StoreContract
+from episode_store.writer import EpisodeWriter
+
+PAGE = Path(__file__).parents[2] / "docs" / "file_format.md"
+
+
+def read_data_file(path: Path) -> list[dict[str, Any]]:
+    """All episodes of a data file, by the page alone."""
+    data = path.read_bytes()
+    assert data[:16] == b"EPISODE-SEGMENT\0"
+    assert struct.unpack("<I", data[16:20]) == (1,)
+    assert data[20:64] == bytes(44)
+    start, episodes = 64, []
+    while start < len(data):
+        episodes.append(read_record(data, start))
+        start += episodes[-1]["record_bytes"]
+    assert start == len(data)
+    return episodes
+
+
+def read_record(data: bytes, start: int) -> dict[str, Any]:
+    """The record at `start`."""
+    assert data[start : start + 8] == bytes.fromhex("45504953 4F444501")
+    crc, header_bytes, record_bytes, steps, flags = struct.unpack_from("<IIQII", data, start + 8)
+    assert google_crc32c.value(data[start + 12 : start + header_bytes]) == crc
+    assert record_bytes % 64 == 0
+    task_bytes, num_columns, metadata_bytes = struct.unpack_from("<HHI", data, start + 72)
+    position = start + 80
+    task_id = data[position : position + task_bytes].decode()
+    position += task_bytes
+    metadata = json.loads(data[position : position + metadata_bytes])
+    position += metadata_bytes
+    columns = {}
+    for _ in range(num_columns):
+        group, codec, axes, dtype_bytes, name_bytes, zero, rows, block_rows, num_blocks, offset, size = (
+            struct.unpack_from("<BBBBHHIIIQQ", data, position)
+        )
+        assert zero == 0
+        position += 36
+        name = data[position : position + name_bytes].decode()
+        position += name_bytes
+        dtype = data[position : position + dtype_bytes].decode()
+        position += dtype_bytes
+        shape = struct.unpack_from(f"<{axes}I", data, position)
+        position += 4 * axes
+        table = struct.unpack_from(f"<{2 * num_blocks}I", data, position)
+        position += 8 * num_blocks
+        assert offset % 64 == 0
+        at, parts = start + offset, []
+        for block, (block_bytes, block_crc) in enumerate(zip(table[::2], table[1::2], strict=True)):
+            stored = data[at : at + block_bytes]
+            assert google_crc32c.value(stored) == block_crc
+            at += block_bytes
+            parts.append(decode(codec, stored, dtype, shape, min(block_rows, rows - block * block_rows)))
+        assert at == start + offset + size
+        if dtype == "str":
+            columns[group, name] = [text for part in parts for text in part]
+        else:
+            columns[group, name] = np.concatenate(parts) if parts else np.zeros((rows, *shape), dtype)
+    assert position == start + header_bytes
+    return {
+        "id": data[start + 32 : start + 48].hex(),
+        "task_id": task_id,
+        "metadata": metadata,
+        "steps": steps,
+        "flags": flags,
+        "columns": columns,
+        "record_bytes": record_bytes,
+    }
+
+
+def decode(codec: int, stored: bytes, dtype: str, shape: tuple[int, ...], rows: int) -> Any:
+    """One block."""
+    if codec in (1, 2, 4):
+        stored = zstandard.ZstdDecompressor().decompress(stored)
+    if codec in (3, 4):
+        lengths = struct.unpack_from(f"<{rows}I", stored)
+        texts, at = [], 4 * rows
+        for length in lengths:
+            texts.append(stored[at : at + length].decode())
+            at += length
+        return texts
+    values = np.frombuffer(stored, dtype).reshape(rows, *shape)
+    return np.cumsum(values, axis=0, dtype=np.uint8) if codec == 2 else values
+
+
+class _Contract(StoreContract):
+    __test__ = False
+
+
+def test_a_reader_written_from_the_page_reads_every_episode(tmp_path: Path) -> None:
+    """Every kind of column, by `struct`."""
+    episodes = _Contract().fill(tmp_path)
+    (file,) = (tmp_path / "segments").glob("*.data")
+    found = read_data_file(file)
+    assert [record["id"] for record in found] == list(episodes)
+    for record in found:
+        episode = episodes[record["id"]]
+        assert record["task_id"] == episode.task_id
+        assert record["steps"] == episode.num_steps
+        assert record["flags"] == episode.terminated + 2 * episode.truncated
+        assert EpisodeMetadata.from_json(record["metadata"]).to_json() == episode.metadata.to_json()
+        columns = {(2, "rewards"): episode.rewards}
+        for group, fields in ((0, episode.observations), (1, episode.actions), (3, episode.step_columns)):
+            columns |= {(group, name): values for name, values in fields.items()}
+        assert list(record["columns"]) == list(columns)
+        for key, values in columns.items():
+            np.testing.assert_array_equal(record["columns"][key], values)
+
+
+@pytest.mark.parametrize(("noise", "codec"), [(0, 2), (256, 0)])
+def test_the_trial_chooses_the_codec(tmp_path: Path, noise: int, codec: int) -> None:
+    """A moving picture takes the temporal difference, noise stays raw; both read back by the page."""
+    spec = ArraySpec(modality=Modality.IMAGE, dtype="uint8", shape=(32, 32, 3))
+    action = ArraySpec(modality=Modality.DISCRETE, dtype="int64", num_values=(2,))
+    task = TaskSpec(task_id="Film-v0", observation_spec={"image": spec}, action_spec={"action": action})
+    rng = np.random.default_rng(0)
+    scene = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    film = np.repeat(scene[None], 41, axis=0)
+    film[np.arange(41), np.arange(41) % 32, 5] += 7
+    if noise:
+        film = rng.integers(0, noise, film.shape, dtype=np.uint8)
+    episode = Episode(
+        task_id="Film-v0",
+        observations={"image": film},
+        actions={"action": np.zeros(40, np.int64)},
+        rewards=np.zeros(40),
+        terminated=True,
+        truncated=False,
+    )
+    with EpisodeWriter(tmp_path) as writer:
+        writer.add_task(task)
+        episode_id = writer.add_episode(episode)
+    (file,) = (tmp_path / "segments").glob("*.data")
+    (record,) = read_data_file(file)
+    np.testing.assert_array_equal(record["columns"][0, "image"], film)
+    # The second column's codec: after the fixed part, task id, metadata and the entry of the rewards.
+    data = file.read_bytes()
+    task_bytes, _, metadata_bytes = struct.unpack_from("<HHI", data, 64 + 72)
+    entry = 64 + 80 + task_bytes + metadata_bytes + 36 + len("rewards") + len("<f8") + 8
+    assert data[entry : entry + 2] == bytes([0, codec])
+    store = EpisodeStore.open(tmp_path)
+    window = store.read_window(episode_id, 14, 5, columns=["observations/image"])
+    np.testing.assert_array_equal(window.observations["image"], film[14:20])
+    if not noise:
+        assert file.stat().st_size < film.nbytes / 8
+
+
+def example_bytes(folder: Path) -> bytes:
+    """The data file of the page's example."""
+    task = TaskSpec(
+        task_id="FrozenLake-v1",
+        observation_spec={
+            "observation": ArraySpec(modality=Modality.DISCRETE, dtype="int64", num_values=(16,)),
+        },
+        action_spec={"action": ArraySpec(modality=Modality.DISCRETE, dtype="int64", num_values=(4,))},
+    )
+    episode = Episode(
+        task_id="FrozenLake-v1",
+        observations={"observation": np.array([0, 4, 8])},
+        actions={"action": np.array([1, 1])},
+        rewards=np.array([0.0, 1.0]),
+        terminated=True,
+        truncated=False,
+    )
+    with EpisodeWriter(folder) as writer:
+        writer.add_task(task)
+        writer.add_episode(episode)
+    (file,) = (folder / "segments").glob("*.data")
+    return file.read_bytes()
+
+
+def hexdump(data: bytes) -> str:
+    """As `hexdump -C` prints it, equal lines folded."""
+    lines: list[str] = []
+    before, folded = b"", False
+    for start in range(0, len(data), 16):
+        row = data[start : start + 16]
+        if row == before:
+            if not folded:
+                lines.append("*")
+            folded = True
+            continue
+        before, folded = row, False
+        left, right = row[:8].hex(" "), row[8:].hex(" ")
+        text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in row)
+        lines.append(f"{start:08x}  {left}  {right}  |{text}|")
+    return "\n".join([*lines, f"{len(data):08x}"])
+
+
+def test_the_hexdump_of_the_page(tmp_path: Path) -> None:
+    """Equal input gives equal bytes, and these are they."""
+    assert hexdump(example_bytes(tmp_path)) in PAGE.read_text()
+
+
+def test_the_marker_of_the_page(tmp_path: Path) -> None:
+    """`store.json`, literally."""
+    EpisodeWriter(tmp_path).close()
+    marker = (tmp_path / "store.json").read_text()
+    assert marker == '{"format":"episode-store","version":1,"crc32c":"3b603cf2"}\n'
+    assert marker.strip() in PAGE.read_text()
