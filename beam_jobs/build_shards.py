@@ -6,6 +6,7 @@ whole files. It is one chain without side outputs, state or windows, because som
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import logging
@@ -117,10 +118,13 @@ def build_shards(
       UserError: in the input, or in what the job found.
     """
     flags = runners.pipeline_flags(beam_flags, workers)
+    # Workers on other machines share the output folder: the text model is read from its copy there.
+    shared_model = config.output / TEXT_MODEL_FILE if config.text_model else None
+    worker_config = dataclasses.replace(config, text_model=shared_model)
 
     def run(builder: ShardBuilder, tick: Callable[[], None]) -> None:
         runners.run(
-            lambda pipeline: build_pipeline(pipeline, config, builder.store),
+            lambda pipeline: build_pipeline(pipeline, worker_config, builder.store),
             flags,
             workers=workers,
             log_folder=config.output / RECORDS_FOLDER,

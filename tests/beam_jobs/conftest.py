@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,7 @@ RANDOM_RETURNS = {"Swing-v1": -1000.0, "toy/Picture-v0": 0.0}
 NUM_SWING, NUM_PICTURE, NUM_CHAT = 40, 20, 60
 
 
-def swing_episode(index: int) -> Episode:
+def _swing_episode(index: int) -> Episode:
     """Returns rise from about -1000 to -205 while the agent trains: -1000 + 20 * index for the first 40."""
     rng = np.random.default_rng(index)
     num_steps = 10
@@ -53,7 +53,7 @@ def swing_episode(index: int) -> Episode:
     )
 
 
-def picture_episode(index: int) -> Episode:
+def _picture_episode(index: int) -> Episode:
     rng = np.random.default_rng(1000 + index)
     num_steps = 4
     return Episode(
@@ -67,7 +67,7 @@ def picture_episode(index: int) -> Episode:
     )
 
 
-def chat_episode(index: int) -> Episode:
+def _chat_episode(index: int) -> Episode:
     """Every tenth repeats its predecessor; number 5 has a mail address, number 7 a telephone number."""
     said = index - 1 if index % 10 == 9 else index
     answer = {5: "write to jane.doe@example.org", 7: "call 212-555-0123 now"}.get(said, f"answer number {said}")
@@ -82,11 +82,11 @@ def chat_episode(index: int) -> Episode:
     )
 
 
-def write_store(path: Path) -> Path:
+def _write_store(path: Path) -> Path:
     with EpisodeWriter(path) as writer:
         for task in (SWING, PICTURE, CHAT):
             writer.add_task(task)
-        for make, number in ((swing_episode, NUM_SWING), (picture_episode, NUM_PICTURE), (chat_episode, NUM_CHAT)):
+        for make, number in ((_swing_episode, NUM_SWING), (_picture_episode, NUM_PICTURE), (_chat_episode, NUM_CHAT)):
             for index in range(number):
                 writer.add_episode(make(index))
     return path
@@ -94,7 +94,7 @@ def write_store(path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def store_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_store(tmp_path_factory.mktemp("data") / "store")
+    return _write_store(tmp_path_factory.mktemp("data") / "store")
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +105,12 @@ def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_config(store_path: Path, text_model: Path, tmp_path: Path) -> Iterator[Callable[..., BuildConfig]]:
+def chat_episode() -> Callable[[int], Episode]:
+    return _chat_episode
+
+
+@pytest.fixture
+def make_config(store_path: Path, text_model: Path, tmp_path: Path) -> Callable[..., BuildConfig]:
     """A config of the small store with tiny shards and packs, so that there are several of each."""
 
     def make(**changes: object) -> BuildConfig:
@@ -122,4 +127,4 @@ def make_config(store_path: Path, text_model: Path, tmp_path: Path) -> Iterator[
         }
         return BuildConfig(**{**values, **changes})  # type: ignore[arg-type]
 
-    yield make
+    return make
