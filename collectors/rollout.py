@@ -63,7 +63,7 @@ def rollout(
     num_envs: int = 1,
     disturbance: Disturbance | None = None,
     frames: bool = False,
-    first_index: int = 0,
+    indices: Sequence[int] | None = None,
     experiment_id: str = "",
     agent_hash: str = "",
     environments: Sequence[gymnasium.Env] | None = None,
@@ -81,7 +81,7 @@ def rollout(
       num_envs: environments stepped together.
       disturbance: None for none; see `Disturbance`. Disturbed steps are True in step_columns["exploratory"].
       frames: yield `FilmedEpisode`s.
-      first_index: `collection_index` of the first seed's episode; the others follow in the order of `seeds`.
+      indices: `collection_index` of each seed's episode; 0, 1, ... when None.
       experiment_id: recorded in the metadata.
       agent_hash: recorded in the metadata.
       environments: to use instead of making `num_envs` new ones; they stay open.
@@ -103,13 +103,14 @@ def rollout(
         metadata = EpisodeMetadata(
             agent_id=policy.agent_id,
             experiment_id=experiment_id,
-            environment_config=task.make_env.to_json() if task.make_env else {},
+            environment_config=task.make_env.config() if task.make_env else {},
             agent_hash=agent_hash,
         )
+        numbered = list(zip(indices if indices is not None else range(len(seeds)), seeds, strict=True))
         slots = []
         for index, env in enumerate(environments):
-            todo = [(first_index + place, seeds[place]) for place in range(index, len(seeds), len(environments))]
-            slots.append(_Slot(index, env, spec, metadata, collections.deque(todo), disturbance, frames))
+            todo = collections.deque(numbered[index :: len(environments)])
+            slots.append(_Slot(index, env, spec, metadata, todo, disturbance, frames))
         yield from _lockstep(slots, policy)
 
 
@@ -283,10 +284,10 @@ def _shrunk(picture: np.ndarray) -> np.ndarray:
     return np.array(Image.fromarray(picture).reduce(factor), np.uint8)
 
 
-def reset_quietly(env: gymnasium.Env, seed: int) -> tuple[Any, dict[str, Any]]:
+def reset_quietly(env: gymnasium.Env, seed: int, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
     """`env.reset(seed=seed)` without what some environments print (MiniGrid's "Sampling rejected")."""
     with contextlib.redirect_stdout(io.StringIO()):
-        return env.reset(seed=seed)
+        return env.reset(seed=seed, options=options)
 
 
 class _Bursts:

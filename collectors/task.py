@@ -95,14 +95,17 @@ class Environment:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-able facts for the metadata of every episode, with the versions of the packages installed now."""
-        packages = {"gymnasium", self.package} | ({"mujoco"} if self.extra in ("mujoco", "metaworld") else set())
+        """How it is made, without versions: equal environments are equal JSON."""
         return {
             "id": self.env_id,
             "kwargs": dict(self.kwargs),
             "wrappers": [_describe(wrapper) for wrapper in self.wrappers],
-            "versions": {package: _version(package) for package in sorted(packages)},
         }
+
+    def config(self) -> dict[str, Any]:
+        """JSON-able facts for the metadata of every episode: `to_json` and the versions of the packages installed."""
+        packages = {"gymnasium", self.package} | ({"mujoco"} if self.extra in ("mujoco", "metaworld") else set())
+        return {**self.to_json(), "versions": {package: _version(package) for package in sorted(packages)}}
 
 
 def _describe(wrapper: Callable[..., Any]) -> str:
@@ -151,6 +154,7 @@ class Sb3Expert:
       normalize: observations and rewards are scaled by running statistics.
       stop_at: training ends once the mean return of the last `stop_window` episodes is at least this; None: never.
       stop_window: see `stop_at`.
+      patience_steps: training also ends once that mean has not risen for this many steps; None: never.
     """
 
     algorithm: str = "PPO"
@@ -160,6 +164,7 @@ class Sb3Expert:
     normalize: bool = False
     stop_at: float | None = None
     stop_window: int = 40
+    patience_steps: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,11 +172,11 @@ class CorpusSource:
     """Demonstrations that are a data set: nobody acts, `load` yields the episodes.
 
     Attributes:
-      load: called without arguments; yields episodes that fit `spec()`.
+      load: called as load(seed=...); yields every episode once, in an order that the seed decides.
       spec: the task's spec; called without arguments.
     """
 
-    load: Callable[[], Iterator[Episode]]
+    load: Callable[..., Iterator[Episode]]
     spec: Callable[[], TaskSpec]
 
 

@@ -1,0 +1,299 @@
+"""The command line `python -m collectors`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from collectors import registry
+from collectors.task import CorpusSource, Sb3Expert, ScriptedExpert, Task
+from episode_store.command_line import (
+    CommandLine,
+    add_output,
+    add_seed,
+    add_store,
+    add_tasks,
+    positive_int,
+    print_json,
+    print_table,
+)
+from episode_store.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    line = CommandLine("collectors", "Tasks, their experts, and demonstrations of them in a store.")
+    _add_list(line)
+    _add_train(line)
+    _add_collect(line)
+    _add_score(line)
+    return line.main(arguments)
+
+
+def _add_list(line: CommandLine) -> None:
+    parser = line.verb(
+        "list",
+        _list,
+        help="show the tasks: id, family, expert, random and expert return where measured",
+        example="collectors list --tasks 'metaworld/*' toy_text",
+    )
+    add_tasks(parser)
+    parser.add_argument(
+        "--spaces", action="store_true", help="also make each environment and show its observations and actions"
+    )
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    tasks = registry.find(arguments.tasks)
+    rows = [_facts(task, spaces=arguments.spaces) for task in tasks]
+    if arguments.json:
+        print_json(rows)
+        return
+    header = ["task", "family", "expert", "random", "expert return"]
+    columns = ["task_id", "family", "expert", "random_return", "expert_return"]
+    if arguments.spaces:
+        header, columns = [*header, "observation", "action"], [*columns, "observation", "action"]
+    print_table([["" if row[column] is None else _shown(row[column]) for column in columns] for row in rows], header)
+    print(f"{len(rows)} tasks in {len({task.family for task in tasks})} families")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    if isinstance(value, dict):
+        return " ".join(f"{key}:{kind}" for key, kind in value.items())
+    return str(value)
+
+
+def _facts(task: Task, *, spaces: bool) -> dict[str, Any]:
+    from collectors import scores
+
+    score = scores.known().get(task.task_id)
+    facts: dict[str, Any] = {
+        "task_id": task.task_id,
+        "family": task.family,
+        "expert": _expert_name(task),
+        "random_return": score.random_return if score else None,
+        "expert_return": score.expert_return if score else None,
+        "max_episode_steps": task.max_episode_steps,
+        "tags": list(task.tags),
+        "licence": task.licence,
+        "description": task.description,
+    }
+    if spaces:
+        spec = task.spec()
+        for name, specs in (("observation", spec.observation_spec), ("action", spec.action_spec)):
+            facts[name] = {key: f"{field.modality}{list(field.shape)}" for key, field in specs.items()}
+    return facts
+
+
+def _expert_name(task: Task) -> str:
+    match task.expert:
+        case ScriptedExpert(name=name):
+            return name
+        case Sb3Expert(algorithm=algorithm, steps=steps):
+            return f"{algorithm} {steps // 1000}k"
+        case CorpusSource():
+            return "corpus"
+    return ""
+
+
+def _add_train(line: CommandLine) -> None:
+    parser = line.verb(
+        "train",
+        functools.partial(_collect, train=True, collect=False),
+        help="train specialists with stable-baselines3 and record them while they train; goes on where it stopped",
+        example="collectors train --tasks CartPole-v1 Acrobot-v1 --store runs/store --output runs --workers 2",
+    )
+    add_store(parser)
+    add_tasks(parser)
+    add_output(parser, "folder for the specialists: PATH/agents/")
+    add_seed(parser)
+    _add_workers(parser)
+    parser.add_argument("--steps", type=positive_int, metavar="N", help="steps of training at most (each task's own)")
+
+
+def _add_collect(line: CommandLine) -> None:
+    parser = line.verb(
+        "collect",
+        functools.partial(_collect, train=False, collect=True),
+        help="record demonstrations by specialists, scripts, corpora or random actions; goes on where it stopped",
+        example="collectors collect --tasks MountainCar-v0=20000 'babyai/GoTo*' --steps 8000 --store runs/store",
+    )
+    add_store(parser)
+    add_tasks(parser)
+    add_output(parser, "folder that has the specialists in PATH/agents/", required=False)
+    add_seed(parser)
+    _add_workers(parser)
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument(
+        "--steps", type=positive_int, metavar="N", help="steps a task, in whole episodes; a task's own: TASK=N"
+    )
+    amount.add_argument("--episodes", type=positive_int, metavar="N", help="episodes a task (100; corpora: all)")
+    parser.add_argument("--agent", choices=("expert", "random"), default="expert", help="who acts (expert)")
+    parser.add_argument("--train", action="store_true", help="first train the specialists that are not trained yet")
+    parser.add_argument(
+        "--no-disturbance", action="store_true", help="leave out the bursts of noise from which experts recover"
+    )
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=positive_int, default=1, metavar="N", help="processes (1)")
+
+
+def _collect(arguments: argparse.Namespace, *, train: bool, collect: bool) -> None:
+    from collectors import collection, jobs
+
+    train = train or getattr(arguments, "train", False)
+    amounts = _amounts(arguments.tasks, arguments.steps)
+    tasks = [registry.get(task_id) for task_id in amounts]
+    trained = [task for task in tasks if isinstance(task.expert, Sb3Expert)]
+    if train and not collect and len(trained) < len(tasks):
+        others = [task.task_id for task in tasks if task not in trained]
+        raise UserError(f"no specialist to train for {', '.join(others)}: use `collectors collect`")
+    if trained and arguments.output is None:
+        raise UserError(f"--output is needed: the folder that has the specialist of {trained[0].task_id} in agents/")
+    todo = [
+        collection.CollectionJob(
+            task_id=task.task_id,
+            store=arguments.store,
+            output=arguments.output or "",
+            train=train,
+            collect=collect,
+            agent=getattr(arguments, "agent", "expert"),
+            steps=amounts[task.task_id] if collect else None,
+            episodes=getattr(arguments, "episodes", None) if amounts[task.task_id] is None else None,
+            train_steps=None if collect else amounts[task.task_id],
+            seed=arguments.seed,
+            disturb=not getattr(arguments, "no_disturbance", False),
+        )
+        # The longest first, so that processes end together.
+        for task in sorted(tasks, key=lambda task: -isinstance(task.expert, Sb3Expert))
+    ]
+    _announce_licences(tasks)
+    runner: jobs.JobRunner = jobs.JobRunner(
+        collection.run,
+        unit="step",
+        describe=lambda job: job.task_id,
+        done=lambda result: result.line(),
+    )
+    total = sum(collection.expected_work(job) for job in todo)
+    title = "training and recording" if train else "collecting"
+    results = runner.run(todo, workers=arguments.workers, total=total, title=title)
+    if arguments.json:
+        print_json([dataclasses.asdict(result) for result in results])
+    else:
+        header = ["task", "agent", "training episodes", "episodes", "steps", "return", "std", "new", "seconds"]
+        print_table(
+            [
+                [
+                    result.task_id,
+                    result.agent_id,
+                    result.train_episodes,
+                    result.episodes,
+                    result.steps,
+                    result.mean_return,
+                    result.std_return,
+                    result.new_episodes,
+                    result.train_seconds + result.collect_seconds,
+                ]
+                for result in results
+            ],
+            header,
+        )
+
+
+def _amounts(patterns: Sequence[str] | None, default: int | None) -> dict[str, int | None]:
+    """Task id -> steps, from words like "CartPole-v1" and "babyai/*=20000"."""
+    if not patterns:
+        raise UserError("--tasks is needed: task ids or patterns; `collectors list` shows them")
+    amounts: dict[str, int | None] = {}
+    for word in patterns:
+        pattern, separator, number = word.partition("=")
+        if separator and not (number.isdecimal() and int(number) > 0):
+            raise UserError(f"--tasks {word}: expected TASK=STEPS with a whole number of steps, got {number!r}")
+        amounts |= {task.task_id: int(number) if separator else default for task in registry.find([pattern])}
+    return amounts
+
+
+def _announce_licences(tasks: Sequence[Task]) -> None:
+    corpora = [task.task_id for task in tasks if isinstance(task.expert, CorpusSource)]
+    if corpora:
+        from collectors.corpora import attributions
+
+        for attribution in attributions(corpora):
+            print(attribution.line(), file=sys.stderr)
+
+
+def _add_score(line: CommandLine) -> None:
+    parser = line.verb(
+        "score",
+        _score,
+        help="measure the random and the expert return of tasks, each over 50 episodes",
+        example="collectors score --tasks toy_text --output runs/scores.json --workers 2",
+    )
+    add_tasks(parser)
+    parser.add_argument(
+        "--agents", metavar="DIR", default="", help="the --output folder of `collectors train`, for specialists"
+    )
+    add_output(parser, "JSON file to add the scores to", required=False)
+    parser.add_argument("--episodes", type=positive_int, default=50, metavar="N", help="episodes each (50)")
+    parser.add_argument("--random-only", action="store_true", help="leave the expert out")
+    parser.add_argument("--known", action="store_true", help="measure nothing: take the scores kept in the project")
+    add_seed(parser)
+    _add_workers(parser)
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    from collectors import jobs, scores
+
+    tasks = registry.find(arguments.tasks)
+    if arguments.known:
+        measured = {task.task_id: scores.known()[task.task_id] for task in tasks if task.task_id in scores.known()}
+    else:
+        if not arguments.tasks:
+            raise UserError("--tasks is needed: task ids or patterns; `collectors list` shows them")
+        tasks = [task for task in tasks if not task.is_corpus]
+        runner: jobs.JobRunner = jobs.JobRunner(
+            scores.measure,
+            unit="episode",
+            describe=lambda job: job.task_id,
+            done=lambda result: f"{result[0]}: random {result[1].random_return}, expert {result[1].expert_return}",
+        )
+        todo = [
+            scores.ScoreJob(
+                task_id=task.task_id,
+                output=arguments.agents,
+                episodes=arguments.episodes,
+                seed=arguments.seed,
+                expert=not arguments.random_only,
+            )
+            for task in tasks
+        ]
+        total = len(todo) * arguments.episodes * (1 if arguments.random_only else 2)
+        measured = dict(runner.run(todo, workers=arguments.workers, total=total, title="scoring"))
+    if arguments.output:
+        import pathlib
+
+        old = scores.load(arguments.output) if pathlib.Path(arguments.output).exists() else {}
+        scores.save(arguments.output, old | measured)
+    if arguments.json:
+        print_json({task_id: dataclasses.asdict(score) for task_id, score in measured.items()})
+    else:
+        print_table(
+            [
+                [task_id, score.random_return, score.random_std, *_expert_columns(score), score.expert]
+                for task_id, score in measured.items()
+            ],
+            ["task", "random", "std", "expert", "std", "by"],
+        )
+
+
+def _expert_columns(score: Any) -> list[Any]:
+    return ["", ""] if score.expert_return is None else [score.expert_return, score.expert_std]

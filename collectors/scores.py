@@ -1,0 +1,167 @@
+"""What random actions and the expert score on each task, measured and kept as data: the ends of every score's scale."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import importlib.resources
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collectors import policies, registry
+from collectors.collection import expert_policy, num_envs_for
+from collectors.jobs import Report
+from collectors.rollout import Policy, rollout
+from collectors.seeds import Purpose, episode_seeds
+from collectors.task import Task
+from episode_store.errors import UserError
+
+EPISODES = 50
+_FORMAT_ERROR = "expected a JSON object of task id -> score, as `collectors score --output` writes it"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Score:
+    """Returns over `episodes` episodes each, undisturbed, on seeds that no demonstration has.
+
+    Attributes:
+      random_return, random_std: mean and standard deviation over episodes, of uniformly random actions.
+      expert_return, expert_std: of the task's expert; None where it was not measured.
+      expert: agent_id of the expert.
+      expert_seconds: that the expert's episodes took; 0 where unknown.
+      episodes: of each of the two.
+      seed: that picked the episodes' seeds.
+      versions: package -> version of the environment.
+      date: day of the measurement.
+    """
+
+    random_return: float
+    random_std: float
+    expert_return: float | None = None
+    expert_std: float | None = None
+    expert: str = ""
+    expert_seconds: float = 0.0
+    episodes: int
+    seed: int
+    versions: Mapping[str, str]
+    date: str
+
+    def normalized(self, episode_return: float) -> float:
+        """100 * (return - random) / (expert - random); Gato's score.
+
+        Raises:
+          UserError: the expert was not measured, or is no better than random.
+        """
+        if self.expert_return is None or self.expert_return <= self.random_return:
+            raise UserError(f"no normalised score: expert {self.expert_return}, random {self.random_return}")
+        return 100.0 * (episode_return - self.random_return) / (self.expert_return - self.random_return)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreJob:
+    """One task to measure; `output` is the folder that holds `agents/`."""
+
+    task_id: str
+    output: str = ""
+    episodes: int = EPISODES
+    seed: int = 0
+    expert: bool = True
+
+
+def get(task_id: str) -> Score:
+    """The score kept in the project.
+
+    Raises:
+      UserError: there is no such task, or it was not measured yet.
+    """
+    registry.get(task_id)
+    try:
+        return known()[task_id]
+    except KeyError:
+        raise UserError(f"task {task_id} was not scored yet: run `collectors score --tasks {task_id}`") from None
+
+
+@functools.cache
+def known() -> Mapping[str, Score]:
+    """Every score kept in the project, by task id."""
+    text = (importlib.resources.files("collectors") / "data" / "scores.json").read_text(encoding="utf-8")
+    return _parse(text, "collectors/data/scores.json")
+
+
+def load(path: str | Path) -> dict[str, Score]:
+    """The scores in a file.
+
+    Raises:
+      UserError: it holds something else.
+    """
+    return dict(_parse(Path(path).read_text(encoding="utf-8"), str(path)))
+
+
+def save(path: str | Path, scores: Mapping[str, Score]) -> None:
+    """Writes a file of scores, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump({task_id: dataclasses.asdict(scores[task_id]) for task_id in sorted(scores)}, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def measure(job: ScoreJob, report: Report) -> tuple[str, Score]:
+    """Runs the episodes of one task; returns its id and score.
+
+    Raises:
+      UserError: the task is a corpus, or its expert cannot be had.
+    """
+    task = registry.get(job.task_id)
+    if task.make_env is None:
+        raise UserError(f"task {job.task_id} is a corpus: nobody acts in it, so it has no return to score")
+    random_returns, _ = _returns(task, policies.random_policy(task), job, report, "random")
+    facts: dict[str, Any] = {}
+    if job.expert and task.expert is not None:
+        expert = expert_policy(task, output=job.output, seed=job.seed)
+        returns, seconds = _returns(task, expert, job, report, "expert")
+        facts = {
+            "expert": expert.agent_id,
+            "expert_return": round(float(returns.mean()), 4),
+            "expert_std": round(float(returns.std()), 4),
+            "expert_seconds": round(seconds, 2),
+        }
+    score = Score(
+        random_return=round(float(random_returns.mean()), 4),
+        random_std=round(float(random_returns.std()), 4),
+        episodes=job.episodes,
+        seed=job.seed,
+        versions=task.make_env.config()["versions"],
+        date=datetime.date.today().isoformat(),
+        **facts,
+    )
+    return job.task_id, score
+
+
+def _returns(task: Task, policy: Policy, job: ScoreJob, report: Report, doing: str) -> tuple[np.ndarray, float]:
+    seeds = episode_seeds(Purpose.SCORE, seed=job.seed, count=job.episodes)
+    returns = {}
+    started = time.monotonic()
+    for episode in rollout(task, policy, seeds=seeds, num_envs=num_envs_for(task)):
+        returns[episode.metadata.seed] = episode.episode_return
+        report(1, doing)
+    # In the order of the seeds, so that the sum does not depend on which episode ended first.
+    return np.array([returns[seed] for seed in seeds]), time.monotonic() - started
+
+
+def _parse(text: str, where: str) -> Mapping[str, Score]:
+    try:
+        return {task_id: Score(**values) for task_id, values in json.loads(text).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{where}: {_FORMAT_ERROR}, got {type(error).__name__}: {error}") from None
