@@ -100,7 +100,10 @@ class RecordHeader:
     @property
     def metadata(self) -> EpisodeMetadata:
         """The episode's provenance."""
-        return EpisodeMetadata.from_json(json.loads(self.metadata_json))
+        try:
+            return EpisodeMetadata.from_json(json.loads(self.metadata_json))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CorruptionError(f"the record's metadata cannot be parsed: {error}") from None
 
 
 def align(size: int) -> int:

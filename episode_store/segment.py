@@ -198,10 +198,12 @@ def _load_sealed(files: SegmentFiles) -> SegmentIndex:
         raise CorruptionError(f"{files.index}: {size} bytes, expected {index_bytes}")
     if google_crc32c.value(content) != checksum:
         raise CorruptionError(f"{files.index}: its checksum does not match: a byte was changed")
-    table = pq.read_table(io.BytesIO(content), page_checksum_verification=True, use_threads=False)
-    if table.schema.names != INDEX_SCHEMA.names:
-        raise CorruptionError(f"{files.index}: unexpected columns {table.schema.names}")
-    index = SegmentIndex(files=files, table=table.cast(INDEX_SCHEMA), data_bytes=data_bytes, sealed=True)
+    try:
+        table = pq.read_table(io.BytesIO(content), page_checksum_verification=True, use_threads=False)
+        table = table.cast(INDEX_SCHEMA)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise CorruptionError(f"{files.index}: unexpected content: {error}") from None
+    index = SegmentIndex(files=files, table=table, data_bytes=data_bytes, sealed=True)
     _check_rows(index)
     return index
 
@@ -227,14 +229,17 @@ def _parse_journal(files: SegmentFiles, content: bytes, *, alive: bool) -> Segme
     end = len(DATA_HEADER)
     for row in rows:
         row["segment"] = files.name
-        end = max(end, row["offset"] + row["record_bytes"])
+        try:
+            end = max(end, int(row["offset"]) + int(row["record_bytes"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptionError(f"{files.journal}: lacks a fact: {error}") from None
     if not alive:
         adopted, end, note = _adopt_records(files, end)
         rows += adopted
         notes += note
     try:
         table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
-    except (pa.ArrowException, TypeError, KeyError) as error:
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise CorruptionError(f"{files.journal}: unexpected facts: {error}") from None
     index = SegmentIndex(files=files, table=table, data_bytes=end, sealed=False, alive=alive, notes=notes)
     _check_rows(index)
@@ -322,6 +327,8 @@ def recover_segment(files: SegmentFiles) -> list[str]:
             for path in (files.data, files.journal):
                 path.unlink(missing_ok=True)
             return index.notes
+        if not files.data.exists():
+            raise CorruptionError(f"{files.data}: missing, the episodes in it are lost")
         with open(files.data, "r+b") as file:
             if os.fstat(file.fileno()).st_size > index.data_bytes:
                 file.truncate(index.data_bytes)

@@ -277,7 +277,10 @@ class EpisodeStore:
             complete, newline, _ = file.read_bytes().rpartition(b"\n")
             for number, line in enumerate(complete.split(b"\n") if newline else [], start=1):
                 rows.append(checked_json.decode_line(line + b"\n", where=f"{file} line {number}"))
-        return pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA)
+        try:
+            return pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA)
+        except (pa.ArrowException, TypeError) as error:
+            raise CorruptionError(f"store {self.path}: quarantine: unexpected facts: {error}") from None
 
     def segments(self) -> Mapping[str, SegmentIndex]:
         """The segments that were read, by name; for `verify`."""

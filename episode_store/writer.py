@@ -32,6 +32,7 @@ _LOGGER = logging.getLogger("episode_store")
 MAX_SEGMENT_BYTES = 1 << 30
 MAX_SEGMENT_EPISODES = 65_536
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 class EpisodeWriter:
@@ -65,7 +66,7 @@ class EpisodeWriter:
         self._closed = False
         self._open: _OpenSegment | None = None
         self._quarantine_file: Path | None = None
-        with self._full_disk_told():
+        with self._disk_told():
             layout.create_store(self._path)
             self.recovered = recover(self._path)
         store = EpisodeStore.open(self._path, damaged="skip")
@@ -81,7 +82,7 @@ class EpisodeWriter:
         self._check_usable()
         if self._tasks.get(task.task_id) == task:
             return
-        with self._full_disk_told():
+        with self._disk_told():
             layout.create_task(self._path, task)
         self._tasks[task.task_id] = task
 
@@ -133,9 +134,9 @@ class EpisodeWriter:
             if name in self._known:
                 return episode_id
             if self._open is None:
-                with self._full_disk_told():
+                with self._disk_told():
                     self._open = _OpenSegment(self._path, sync=self._sync)
-            with self._full_disk_told():
+            with self._disk_told():
                 self._open.append(record, row)
             self._known.add(name)
             if self._open.data_bytes >= MAX_SEGMENT_BYTES or len(self._open.rows) >= MAX_SEGMENT_EPISODES:
@@ -166,20 +167,24 @@ class EpisodeWriter:
     def _seal(self) -> None:
         opened, self._open = self._open, None
         if opened is not None:
-            with self._full_disk_told():
+            with self._disk_told():
                 opened.seal()
 
     @contextlib.contextmanager
-    def _full_disk_told(self) -> Iterator[None]:
-        """Tells a full disk in one line."""
+    def _disk_told(self) -> Iterator[None]:
+        """Tells a full or a read-only disk in one line."""
         try:
             yield
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno in _FULL:
+                problem, remedy = "no space left on the disk", "free some space"
+            elif error.errno in _FORBIDDEN:
+                problem, remedy = "it cannot be written", "allow writing to it"
+            else:
                 raise
             raise StoreError(
-                f"store {self._path}: no space left on the disk ({os.strerror(error.errno)}); every episode already "
-                "in the store is safe; free some space and run the same command again"
+                f"store {self._path}: {problem} ({os.strerror(error.errno)}); every episode already in the store is "
+                f"safe; {remedy} and run the same command again"
             ) from error
 
     def _check_usable(self) -> None:
@@ -203,7 +208,7 @@ class EpisodeWriter:
                     "reason": reason.encode("utf-8", "backslashreplace").decode(),
                 }
             )
-            with self._full_disk_told():
+            with self._disk_told():
                 _append_file(self._quarantine_file, line)
         _LOGGER.warning("quarantined: %s", reason)
 
@@ -242,7 +247,8 @@ class _OpenSegment:
             raise
 
     def append(self, record: bytes, row: dict[str, Any]) -> None:
-        """Writes the record, then its journal line; on an error both files are as they were."""
+        """Writes the record, then its journal line; on any error or interrupt both files are as they were."""
+        before = self.data_bytes, self._journal_bytes, len(self.rows)
         row = {**row, "offset": self.data_bytes, "record_bytes": len(record)}
         line = checked_json.encode_line(row)
         try:
@@ -252,14 +258,17 @@ class _OpenSegment:
             _write(self._journal, line)
             if self._sync:
                 os.fdatasync(self._journal)
-        except OSError:
+            self.data_bytes += len(record)
+            self._journal_bytes += len(line)
+            self.rows.append({**row, "segment": self.files.name})
+        except BaseException:
+            # Also when the user interrupts: what follows must not land behind half a record.
+            self.data_bytes, self._journal_bytes, num_rows = before
+            del self.rows[num_rows:]
             for file, size in ((self._journal, self._journal_bytes), (self._data, self.data_bytes)):
                 os.ftruncate(file, size)
                 os.lseek(file, size, os.SEEK_SET)
             raise
-        self.rows.append({**row, "segment": self.files.name})
-        self.data_bytes += len(record)
-        self._journal_bytes += len(line)
 
     def seal(self) -> None:
         """Syncs the data and writes the index; without an episode the segment's files go."""

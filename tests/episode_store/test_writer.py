@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import resource
 import signal
@@ -229,6 +230,47 @@ def test_small_episodes_are_written_and_read_fast(tmp_path: Path) -> None:
         store.read(episode_id)
     assert 1000 / (written - start) > 1000
     assert 1000 / (time.process_time() - written) > 2000
+
+
+def test_an_interrupt_leaves_no_half_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C at each of the writes of an episode: the next one lands where it should."""
+    write = os.write
+    with EpisodeWriter(tmp_path) as writer:
+        writer.add_task(TASK)
+        ids = [writer.add_episode(episode_of(0))]
+        for number in (1, 2):
+            calls = []
+
+            def interrupted(descriptor: int, data: Any, calls: list[int] = calls, number: int = number) -> int:
+                calls.append(descriptor)
+                if len(calls) == number:
+                    write(descriptor, data[: len(data) // 2])
+                    raise KeyboardInterrupt
+                return write(descriptor, data)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "write", interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    writer.add_episode(episode_of(number))
+            ids.append(writer.add_episode(episode_of(10 + number)))
+    assert sorted(EpisodeStore.open(tmp_path).episode_ids) == sorted(ids)
+    assert verify_store(tmp_path).damages == []
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first episode and in the middle."""
+
+    def refuse(descriptor: int, data: Any) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with EpisodeWriter(tmp_path) as writer:
+        writer.add_task(TASK)
+        episode_id = writer.add_episode(episode_of(0))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", refuse)
+            with pytest.raises(StoreError, match=r"it cannot be written \(Read-only file system\)"):
+                writer.add_episode(episode_of(1))
+    assert EpisodeStore.open(tmp_path).episode_ids == [episode_id]
 
 
 # --- full disks -------------------------------------------------------------------------------------------------
