@@ -15,14 +15,12 @@ from typing import Any
 import numpy as np
 
 from episode_store.errors import EpisodeError
-from episode_store.spec import FieldValues
+from episode_store.spec import STORED_DTYPES, FieldValues
 from episode_store.task import TaskSpec
 
 # Step column: True where the recorded action was a deliberate disturbance and not the agent's choice. Such actions
 # are never targets of imitation (tokenization/loss_mask.py).
 EXPLORATORY = "exploratory"
-# Byte order and kind of the dtypes a step column may have: little-endian bools, integers and floats.
-_STEP_COLUMN_DTYPES = frozenset({"|b", "|i", "|u", "<i", "<u", "<f"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,7 +153,7 @@ class Episode:
             for key, spec in specs.items():
                 spec.validate(fields[key], length=length, where=f"{where}: {name}/{key}")
         for key, values in self.step_columns.items():
-            if not isinstance(values, np.ndarray) or values.dtype.str[:2] not in _STEP_COLUMN_DTYPES:
+            if not isinstance(values, np.ndarray) or values.dtype.str not in STORED_DTYPES:
                 got = f"dtype {values.dtype}" if isinstance(values, np.ndarray) else type(values).__name__
                 raise EpisodeError(f"{where}: step_columns/{key}: expected an array of bools or numbers, got {got}")
             if values.ndim < 1 or len(values) != num_steps:

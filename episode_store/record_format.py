@@ -22,7 +22,7 @@ from episode_store import column_codecs
 from episode_store.column_codecs import Codec, ImageEncoder
 from episode_store.episode import Episode, EpisodeMetadata
 from episode_store.errors import CorruptionError, EpisodeError
-from episode_store.spec import ArraySpec, FieldValues, Modality
+from episode_store.spec import STORED_DTYPES, ArraySpec, FieldValues, Modality
 from episode_store.task import TaskSpec
 
 ALIGNMENT = 64
@@ -332,34 +332,46 @@ def _parse_column(header: bytes, position: int) -> tuple[Column, int]:
     return column, position + 4 * len(numbers)
 
 
-def check_against_task(header: RecordHeader, task: TaskSpec) -> None:
+# Path of a column -> its dtype, the shape of a row, and rows beyond T.
+ExpectedColumns = Mapping[str, tuple[str, tuple[int, ...], int]]
+
+
+def expected_columns(task: TaskSpec) -> ExpectedColumns:
+    """The columns that every record of a task has, besides step columns."""
+    expected: dict[str, tuple[str, tuple[int, ...], int]] = {"rewards": ("<f8", (), 0)}
+    for group, specs, more in ((Group.OBSERVATION, task.observation_spec, 1), (Group.ACTION, task.action_spec, 0)):
+        for name, spec in specs.items():
+            dtype = "str" if spec.modality == Modality.TEXT else np.dtype(spec.dtype).newbyteorder("<").str
+            expected[f"{GROUP_NAMES[group]}/{name}"] = (dtype, spec.shape, more)
+    return expected
+
+
+def check_columns(header: RecordHeader, expected: ExpectedColumns) -> None:
     """Checks that a record's columns are those of its task, which bounds every allocation that follows.
 
     Raises:
       CorruptionError: they are not.
     """
-    expected: dict[str, tuple[str, tuple[int, ...], int]] = {"rewards": ("<f8", (), header.num_steps)}
-    for group, specs, rows in (
-        (Group.OBSERVATION, task.observation_spec, header.num_steps + 1),
-        (Group.ACTION, task.action_spec, header.num_steps),
-    ):
-        for name, spec in specs.items():
-            dtype = "str" if spec.modality == Modality.TEXT else np.dtype(spec.dtype).newbyteorder("<").str
-            expected[f"{GROUP_NAMES[group]}/{name}"] = (dtype, spec.shape, rows)
-    found = {column.path for column in header.columns if column.group != Group.STEP_COLUMN}
-    if found != set(expected):
-        raise CorruptionError(f"the record holds columns {sorted(found)}, its task has {sorted(expected)}")
+    missing = set(expected)
     for column in header.columns:
-        check_column(column, expected.get(column.path, (column.dtype, (), header.num_steps)))
+        path = column.path
+        if column.group == Group.STEP_COLUMN:
+            if column.dtype not in STORED_DTYPES or column.codec != Codec.RAW:
+                raise CorruptionError(f"{path}: a step column of dtype {column.dtype!r}")
+            _check_column(column, (column.dtype, column.shape, header.num_steps))
+            continue
+        if path not in missing:
+            raise CorruptionError(f"{path}: its task has no such column, or it is there twice")
+        missing.remove(path)
+        dtype, shape, more = expected[path]
+        _check_column(column, (dtype, shape, header.num_steps + more))
+    if missing:
+        raise CorruptionError(f"the record lacks columns {sorted(missing)}")
 
 
-def check_column(column: Column, expected: tuple[str, tuple[int, ...], int]) -> None:
+def _check_column(column: Column, expected: tuple[str, tuple[int, ...], int]) -> None:
     """Checks one column's dtype, row shape, rows and block count."""
     got = (column.dtype, column.shape, column.num_rows)
-    if column.group == Group.STEP_COLUMN:
-        expected = (column.dtype, column.shape, expected[2])
-        if column.dtype[1:2] not in "biuf" or column.codec != Codec.RAW:
-            raise CorruptionError(f"{column.path}: unexpected dtype {column.dtype}")
     if got != expected:
         raise CorruptionError(f"{column.path}: stored as {got}, its task has {expected}")
     is_text = column.dtype == "str"

@@ -21,6 +21,8 @@ _DTYPES = (
     *("str", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "float32", "float64"),
 )
+# The same as NumPy writes them with their byte order, which is always little-endian.
+STORED_DTYPES = frozenset(np.dtype(name).newbyteorder("<").str for name in _DTYPES if name != "str")
 
 
 class Modality(enum.StrEnum):

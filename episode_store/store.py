@@ -21,7 +21,7 @@ from episode_store import checked_json, column_codecs, layout, segment
 from episode_store.column_codecs import BlockDecoder, Codec
 from episode_store.episode import Episode, EpisodeMetadata
 from episode_store.errors import CorruptionError, StoreError
-from episode_store.record_format import Column, Group, RecordHeader, check_against_task, parse_header
+from episode_store.record_format import Column, Group, RecordHeader, check_columns, expected_columns, parse_header
 from episode_store.segment import SegmentIndex
 from episode_store.spec import FieldValues
 from episode_store.task import TaskSpec
@@ -82,6 +82,7 @@ class EpisodeStore:
         self.damage: list[str] = []
         self._damaged = damaged
         self.tasks: Mapping[str, TaskSpec] = MappingProxyType(self._load_tasks())
+        self._expected_columns = {task_id: expected_columns(task) for task_id, task in self.tasks.items()}
         self._segments: dict[str, SegmentIndex] = {}
         for files in segment.list_segments(path):
             if extent is not None and files.name not in extent:
@@ -353,10 +354,10 @@ class EpisodeStore:
         return header
 
     def _check_header(self, header: RecordHeader) -> None:
-        task = self.tasks.get(header.task_id)
-        if task is None:
+        expected = self._expected_columns.get(header.task_id)
+        if expected is None:
             raise CorruptionError(f"the store lacks its task {layout.shorten(header.task_id)!r}")
-        check_against_task(header, task)
+        check_columns(header, expected)
 
     def _read_column(self, record: np.ndarray, column: Column, start: int, rows: int) -> FieldValues:
         """Rows [start, start + rows) of a column, their blocks' checksums compared."""
