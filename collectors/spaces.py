@@ -238,6 +238,6 @@ def _decoder(key: str, space: spaces.Space) -> Callable[[Any], Any]:
                 raise UserError(f"{key}: expected finite numbers, got {array.tolist()}")
             if dtype.kind in "iub":
                 array = np.rint(array)
-        return np.clip(array, low, high).astype(dtype)
+        return np.asarray(np.clip(array, low, high), dtype)
 
     return to_array
