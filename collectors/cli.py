@@ -23,6 +23,7 @@ from episode_store.command_line import (
     print_table,
 )
 from episode_store.errors import UserError
+from episode_store.writer import EpisodeWriter
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -177,6 +178,8 @@ def _collect(arguments: argparse.Namespace, *, train: bool, collect: bool) -> No
         for task in sorted(tasks, key=lambda task: -isinstance(task.expert, Sb3Expert))
     ]
     _announce_licences(tasks)
+    # Made before any process starts: a folder that is no store is told at once, and only one process makes it.
+    EpisodeWriter(arguments.store).close()
     runner: jobs.JobRunner = jobs.JobRunner(
         collection.run,
         unit="step",

@@ -7,7 +7,6 @@ import itertools
 import math
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from collectors import policies, registry
 from collectors.jobs import Report
 from collectors.rollout import Policy, rollout
-from collectors.seeds import Purpose, episode_seeds, purpose_of
+from collectors.seeds import Purpose, episode_seeds, place_of, purpose_of
 from collectors.task import CorpusSource, Disturbance, Sb3Expert, Task
 from episode_store.errors import UserError
 from episode_store.store import EpisodeStore
@@ -118,8 +117,8 @@ def run(job: CollectionJob, report: Report) -> CollectionResult:
     task = registry.get(job.task_id)
     spec = task.spec()
     train_seconds = collect_seconds = 0.0
-    new_episodes = -_count(job)
     with EpisodeWriter(job.store) as writer:
+        new_episodes = -_count(job)
         writer.add_task(spec)
         if job.train and job.agent == "expert" and isinstance(task.expert, Sb3Expert):
             started = time.monotonic()
@@ -166,8 +165,6 @@ def _rows(job: CollectionJob, agent_id: str) -> _Rows:
 
 
 def _count(job: CollectionJob) -> int:
-    if not Path(job.store).exists():
-        return 0
     store = EpisodeStore.open(job.store, damaged="skip")
     return store.table(job.task_id).num_rows if job.task_id in store.tasks else 0
 
@@ -182,10 +179,17 @@ def _train(task: Task, job: CollectionJob, writer: EpisodeWriter, report: Report
     from collectors import specialists
 
     recorded = _rows(job, specialists.agent_id(task, job.seed))
+    places = [
+        place_of(seed, Purpose.TRAIN, seed=job.seed)
+        for seed in recorded.seeds
+        if seed is not None and purpose_of(seed) == Purpose.TRAIN
+    ]
+    budget = _train_budget(task, job)
     seen = 0
 
     def on_progress(num_steps: int, mean_return: float) -> None:
         nonlocal seen
+        num_steps = min(num_steps, budget)
         report(num_steps - seen, f"training, return {mean_return:.1f}")
         seen = num_steps
 
@@ -195,12 +199,12 @@ def _train(task: Task, job: CollectionJob, writer: EpisodeWriter, report: Report
         seed=job.seed,
         path=specialists.agent_path(job.output, task, job.seed),
         first_index=int(recorded.indices.max()) + 1 if len(recorded.indices) else 0,
+        first_seed=max(places, default=-1) + 1,
         max_steps=job.train_steps,
         on_progress=on_progress,
     )
     # What an early stop saved, or an earlier run did.
-    budget = _train_budget(task, job)
-    report(max(0, budget - seen), "trained")
+    report(budget - seen, "trained")
 
 
 def _train_budget(task: Task, job: CollectionJob) -> int:

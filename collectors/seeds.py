@@ -10,6 +10,7 @@ import enum
 import numpy as np
 
 _BITS_PER_PURPOSE = 26
+_SIZE = 1 << _BITS_PER_PURPOSE
 
 
 class Purpose(enum.IntEnum):
@@ -24,9 +25,17 @@ class Purpose(enum.IntEnum):
 
 def episode_seeds(purpose: Purpose, *, seed: int, count: int, first: int = 0) -> list[int]:
     """`count` different seeds for `env.reset`, from the place `first` on of the endless order that `seed` picks."""
-    size = 1 << _BITS_PER_PURPOSE
-    start = int(np.random.default_rng((seed, int(purpose))).integers(size))
-    return [(int(purpose) << _BITS_PER_PURPOSE) + (start + first + place) % size for place in range(count)]
+    start = _start(purpose, seed) + first
+    return [(int(purpose) << _BITS_PER_PURPOSE) + (start + place) % _SIZE for place in range(count)]
+
+
+def place_of(episode_seed: int, purpose: Purpose, *, seed: int) -> int:
+    """Where in the order that `seed` picks a seed of this purpose is; the inverse of `episode_seeds`."""
+    return (episode_seed - (int(purpose) << _BITS_PER_PURPOSE) - _start(purpose, seed)) % _SIZE
+
+
+def _start(purpose: Purpose, seed: int) -> int:
+    return int(np.random.default_rng((seed, int(purpose))).integers(_SIZE))
 
 
 def purpose_of(seed: int | None) -> Purpose | None:

@@ -72,6 +72,7 @@ def train_specialist(
     seed: int = 0,
     path: Path,
     first_index: int = 0,
+    first_seed: int = 0,
     max_steps: int | None = None,
     experiment_id: str = "",
     on_progress: Callable[[int, float], None] | None = None,
@@ -80,8 +81,8 @@ def train_specialist(
 
     Every whole episode of the training goes to `sink` as it ends, so `collection_index` follows the order of
     collection. After `kill -9` the training goes on from the last checkpoint, at most a few seconds back: pass the
-    next free index of the store as `first_index`. Episodes that the lost seconds recorded stay: they are experience of
-    this specialist, in the order in which it was made.
+    next free index and seed of the store as `first_index` and `first_seed`. Episodes that the lost seconds recorded
+    stay: they are experience of this specialist, in the order in which it was made.
 
     Args:
       task: with an `Sb3Expert`.
@@ -89,6 +90,7 @@ def train_specialist(
       seed: of everything; part of the agent's name.
       path: of the specialist's file, written again and again while it trains.
       first_index: collection_index of the first episode recorded by this call.
+      first_seed: place of its seed in the order of `seeds.episode_seeds`.
       max_steps: trains fewer steps than the recipe says.
       experiment_id: recorded in the metadata.
       on_progress: called now and then with (steps so far, mean return of the latest episodes).
@@ -106,8 +108,7 @@ def train_specialist(
     total_steps = min(recipe.steps, max_steps or recipe.steps)
     trained = saved.header["num_episodes"] if saved else 0
     recorder = _Recorder(task, sink, seed=seed, first_index=first_index, experiment_id=experiment_id)
-    # Another stretch of seeds after each interruption, which an index beyond the checkpoint's tells of.
-    vec_env = recorder.vec_env(recipe, first_seed=max(first_index, trained))
+    vec_env = recorder.vec_env(recipe, first_seed=first_seed)
     set_random_seed(seed + trained)
     model = _build(recipe, vec_env, seed=seed + trained)
     if saved is not None:
