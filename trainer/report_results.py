@@ -1,0 +1,155 @@
+"""The numbers of a run in the report: scores, training curves, what the return filter kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.evaluate import normalized_score
+from trainer.report_charts import Curve, ScoreBar, curve_color, histogram, line_chart, score_bars
+from trainer.report_html import MissingInputError, card, number, percent, read_json, terms
+from trainer.train import METRICS_FILE
+
+SCORES_FILE = "scores.json"
+DATASET_FILE = "shards/dataset.json"
+_NUM_RESAMPLES = 2000
+
+
+def dataset(run: Path) -> Mapping[str, Any]:
+    """The manifest of the shards."""
+    return read_json(run, DATASET_FILE, "`beam_jobs build-shards`")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Score:
+    """A line of the score table: mean returns, and normalised scores in percent."""
+
+    expert: float
+    random: float
+    generalist: float
+    neighbour: float | None
+    bar: ScoreBar
+
+
+def read_scores(run: Path) -> list[_Score]:
+    """The best first."""
+    rows = [_score(row) for row in read_json(run, SCORES_FILE, "`trainer evaluate`")]
+    if not rows:
+        raise MissingInputError(f"{SCORES_FILE} holds no task.")
+    return sorted(rows, key=lambda row: (-row.bar.score, row.bar.name))
+
+
+def _score(row: Mapping[str, Any]) -> _Score:
+    expert, random, neighbour = row["expert_return"], row["random_return"], row["nearest_neighbour_return"]
+    returns = np.asarray(row["episode_returns"], np.float64)
+
+    def score(value: float) -> float:
+        return normalized_score(value, expert=expert, random=random)
+
+    low, high = confidence_interval(returns)
+    bar = ScoreBar(
+        name=row["task_id"],
+        score=score(float(returns.mean())),
+        interval=(score(low), score(high)),
+        neighbour=None if neighbour is None else score(neighbour),
+    )
+    return _Score(expert=expert, random=random, generalist=float(returns.mean()), neighbour=neighbour, bar=bar)
+
+
+def confidence_interval(returns: np.ndarray) -> tuple[float, float]:
+    """95% percentile bootstrap of the mean of `returns` [N] (Efron 1979), always the same for the same returns."""
+    picks = np.random.default_rng(0).integers(len(returns), size=(_NUM_RESAMPLES, len(returns)))
+    low, high = np.percentile(returns[picks].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Of the values that are known."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def scores(run: Path) -> str:
+    """Bars of the normalised scores."""
+    return score_bars([row.bar for row in read_scores(run)])
+
+
+def score_rows(run: Path) -> str:
+    """Lines of the score table, the mean last."""
+    rows = read_scores(run)
+    lines = ""
+    for row in rows:
+        low, high = row.bar.interval
+        cells = [escape(row.bar.name), *map(number, (row.expert, row.random, row.generalist))]
+        cells += [f"<b>{percent(row.bar.score)}</b>", f"<small>{number(low)} to {number(high)}</small>"]
+        cells += [number(row.neighbour), percent(row.bar.neighbour)]
+        lines += f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    own = percent(mean(row.bar.score for row in rows))
+    neighbour = percent(mean(row.bar.neighbour for row in rows))
+    ends = f'<td colspan="4">Mean</td><td>{own}</td><td colspan="2"></td><td>{neighbour}</td>'
+    return f'{lines}<tr class="mean">{ends}</tr>'
+
+
+def _read_metrics(run: Path) -> list[Mapping[str, Any]]:
+    path = run / "train" / METRICS_FILE
+    if not path.exists():
+        raise MissingInputError(f"there is no train/{METRICS_FILE} yet; `trainer train` writes it.")
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue  # cut short by a kill
+    return rows
+
+
+def training(run: Path) -> str:
+    """Curves of the losses and the speed."""
+    rows = _read_metrics(run)
+
+    def values(read: Callable[[Mapping[str, Any]], float]) -> np.ndarray:
+        return np.array([read(row) for row in rows], np.float64)
+
+    def chart(title: str, field: str) -> str:
+        curve = Curve(name=title, color="var(--accent)", values=values(lambda row: row[field]))
+        return f"<figure><h3>{title}</h3>{line_chart(steps, [curve])}</figure>"
+
+    steps = values(lambda row: row["step"])
+    tasks = [
+        Curve(
+            name=task_id,
+            color=curve_color(index),
+            values=values(lambda row, task_id=task_id: row["task_losses"].get(task_id, math.nan)),  # type: ignore[misc]
+            dashed=index % 2 == 1,
+        )
+        for index, task_id in enumerate(sorted({task_id for row in rows for task_id in row["task_losses"]}))
+    ]
+    return (
+        f'<div class="charts">{chart("Loss", "loss")}{chart("Tokens a second", "tokens_per_second")}</div><figure '
+        f'class="curves"><h3>Loss of each task (logarithmic)</h3>{line_chart(steps, tasks, logarithmic=True)}</figure>'
+    )
+
+
+def return_filter(run: Path) -> str:
+    """What the return filter kept of each task."""
+    return f'<div class="cards">{"".join(map(_filter_card, dataset(run)["filter_report"]))}</div>'
+
+
+def _filter_card(report: Mapping[str, Any]) -> str:
+    num_in, num_kept, copies = (report[name] for name in ("num_episodes", "num_kept", "num_duplicates"))
+    body = f"<p>{num_kept:,} of {num_in:,} episodes kept ({100 * num_kept / max(num_in, 1):.0f}%)</p>"
+    if not report["histogram_edges"]:
+        return card(
+            report["task_id"], f'{body}<p class="muted">A corpus: only exact copies are left out ({copies:,}).</p>'
+        )
+    marks = {"expert": report["expert_return"], "random": report["random_return"], "threshold": report["threshold"]}
+    body += histogram(report["histogram_edges"], report["histogram_kept"], report["histogram_dropped"], marks)
+    facts = {name: number(value) for name, value in marks.items()} | {"rule": str(report["rule"])}
+    return card(report["task_id"], body + terms(facts))
