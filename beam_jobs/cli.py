@@ -16,6 +16,7 @@ from beam_jobs.files import read_json
 from beam_jobs.return_filter import FilterRule
 from episode_store.command_line import (
     CommandLine,
+    add_holdout,
     add_output,
     add_seed,
     add_store,
@@ -24,6 +25,7 @@ from episode_store.command_line import (
     print_json,
     print_table,
     progress,
+    share,
 )
 from episode_store.errors import UserError
 
@@ -66,9 +68,7 @@ def _add_build_shards(command: CommandLine) -> None:
         help="episodes kept of control tasks: R >= random + 0.8 (expert - random); the paper's R >= 0.8 expert; all",
     )
     build.add_argument("--scores", metavar="FILE", help="random returns, as `collectors score` writes them")
-    build.add_argument(
-        "--holdout", type=_share, default=0.05, metavar="SHARE", help="share of each corpus for validation (0.05)"
-    )
+    add_holdout(build)
     build.add_argument(
         "--personal-data",
         choices=[str(handling) for handling in PersonalData],
@@ -80,7 +80,7 @@ def _add_build_shards(command: CommandLine) -> None:
         "--max-shard-bytes", type=positive_int, default=32 * 2**20, metavar="N", help="largest file (32 MiB)"
     )
     build.add_argument(
-        "--max-rejected", type=_share, default=0.05, metavar="SHARE", help="share of broken episodes endured (0.05)"
+        "--max-rejected", type=share, default=0.05, metavar="SHARE", help="share of broken episodes endured (0.05)"
     )
     build.add_argument("--timeout", type=positive_int, metavar="SECONDS", help="give the job up after this time")
     _keep_unknown_flags(build)
@@ -223,17 +223,6 @@ def _sparkline(dropped: Sequence[int], kept: Sequence[int]) -> str:
     top = max(totals, default=0)
     steps = len(_BAR_BLOCKS) - 1
     return "".join(_BAR_BLOCKS[-int(-((total / top) ** 0.5) * steps // 1)] for total in totals) if top else ""
-
-
-def _share(text: str) -> float:
-    """An argparse type: a number in [0, 1)."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}") from None
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1 without 1, got {text}")
-    return value
 
 
 def _keep_unknown_flags(parser: argparse.ArgumentParser) -> None:

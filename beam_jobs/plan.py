@@ -1,6 +1,6 @@
 """The plan of a job: which episodes go into which shard, as a pure function of the store's metadata and the seed.
 
-    split   = "validation" for a share of a corpus, by hash of the split group (or of the content); else "train"
+    split   = episode_store/splits.py
     shard   = hash(seed, episode id) mod n, with n from the estimated size of the task's split
     order   = by hash(seed, episode id) inside a shard
 
@@ -23,11 +23,9 @@ from beam_jobs.content_filter import CONTENT_FILTER_VERSION, PersonalData
 from beam_jobs.return_filter import FilterReport, FilterRule, filter_task, keep_corpus
 from episode_store.errors import UserError
 from episode_store.spec import ArraySpec, Modality
+from episode_store.splits import DEFAULT_HOLDOUT, TRAIN, VALIDATION, split_of
 from episode_store.store import EpisodeStore
 from episode_store.task import TaskSpec, task_file_name
-
-TRAIN = "train"
-VALIDATION = "validation"
 
 # Raise when the same plan would give other bytes for a reason that no other part of the fingerprint shows.
 BUILDER_VERSION = 1
@@ -67,7 +65,7 @@ class BuildConfig:
     seed: int = 0
     rule: FilterRule = FilterRule.NORMALIZED
     random_returns: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    holdout: float = 0.05
+    holdout: float = DEFAULT_HOLDOUT
     personal_data: PersonalData = PersonalData.MASK
     max_shard_bytes: int = 32 * 2**20
     max_pack_tokens: int = 65_536
@@ -138,12 +136,15 @@ def plan_task(store: EpisodeStore, task_id: str, config: BuildConfig) -> TaskPla
     rows = table.filter(kept)
     references = list(zip(rows["episode_id"].to_pylist(), rows["content_hash"].to_pylist(), strict=True))
     num_steps = rows["num_steps"].to_numpy()
-    held_out = np.zeros(len(references), bool)
-    if spec.is_corpus and config.holdout:
-        groups = zip(rows["split_group"].to_pylist(), references, strict=True)
-        held_out = np.array([_fraction(group or content_hash) < config.holdout for group, (_, content_hash) in groups])
+    splits = np.array(
+        [
+            split_of(is_corpus=spec.is_corpus, split_group=group, content_hash=content_hash, holdout=config.holdout)
+            for group, (_, content_hash) in zip(rows["split_group"].to_pylist(), references, strict=True)
+        ]
+    )
     shards: list[ShardPlan] = []
-    for split, members in ((TRAIN, np.flatnonzero(~held_out)), (VALIDATION, np.flatnonzero(held_out))):
+    for split in (TRAIN, VALIDATION):
+        members = np.flatnonzero(splits == split)
         num_bytes = estimate_bytes(spec, num_steps[members])
         num_shards = max(1, math.ceil(num_bytes / (_TARGET_SHARE_OF_MAX * config.max_shard_bytes)))
         shards += divide(spec.task_id, split, [references[row] for row in members], num_shards, config.seed)
@@ -177,12 +178,6 @@ def order_hash(seed: int, episode_id: str) -> int:
     """64 bits that place an episode."""
     digest = hashlib.blake2b(f"{seed}:{episode_id}".encode(), digest_size=8)
     return int.from_bytes(digest.digest(), "little")
-
-
-def _fraction(group: str) -> float:
-    """A number in [0, 1) that depends on the group alone: a group is on one side whatever the seed or the task."""
-    digest = hashlib.blake2b(f"holdout:{group}".encode(), digest_size=8)
-    return int.from_bytes(digest.digest(), "little") / 2**64
 
 
 def estimate_bytes(spec: TaskSpec, num_steps: np.ndarray) -> int:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from episode_store.errors import UserError
+from episode_store.splits import DEFAULT_HOLDOUT
 
 T = TypeVar("T")
 Handler = Callable[[argparse.Namespace], int | None]
@@ -109,6 +110,17 @@ def add_seed(parser: argparse.ArgumentParser, default: int = 0) -> None:
     )
 
 
+def add_holdout(parser: argparse.ArgumentParser) -> None:
+    """`--holdout`: share of each corpus that is validation data; the same in every command that reads a store."""
+    parser.add_argument(
+        "--holdout",
+        type=share,
+        default=DEFAULT_HOLDOUT,
+        metavar="SHARE",
+        help=f"share of each corpus that is held out, unless it declares its own split ({DEFAULT_HOLDOUT})",
+    )
+
+
 def add_output(parser: argparse.ArgumentParser, what: str, required: bool = True) -> None:
     """`--output`: where the result goes."""
     parser.add_argument("--output", required=required, metavar="PATH", help=what)
@@ -122,6 +134,17 @@ def positive_int(text: str) -> int:
         raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
+    return value
+
+
+def share(text: str) -> float:
+    """An argparse type: a number in [0, 1)."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}") from None
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1 without 1, got {text}")
     return value
 
 

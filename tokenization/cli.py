@@ -10,6 +10,7 @@ from typing import Any
 
 from episode_store.command_line import (
     CommandLine,
+    add_holdout,
     add_output,
     add_store,
     add_tasks,
@@ -20,6 +21,7 @@ from episode_store.command_line import (
 )
 from episode_store.errors import UserError
 from episode_store.spec import Modality
+from episode_store.splits import TRAIN, split_of
 from episode_store.store import EpisodeStore
 from episode_store.task import TaskSpec
 from tokenization.describe import describe
@@ -51,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_store(train)
     add_tasks(train)
     add_output(train, "the model file to write")
+    add_holdout(train)
     return command.main(arguments)
 
 
@@ -99,7 +102,7 @@ def _train_text(namespace: argparse.Namespace) -> int:
     if not task_ids:
         raise UserError(f"{namespace.store}: expected tasks with text fields, got none; collect a text task first")
     counter = _Counter()
-    TextTokenizer.train(_texts(store, task_ids, counter), namespace.output)
+    TextTokenizer.train(_texts(store, task_ids, counter, namespace.holdout), namespace.output)
     model = TextTokenizer.load(Path(namespace.output))
     result = {
         "output": str(namespace.output),
@@ -125,15 +128,19 @@ class _Counter:
     characters: int = 0
 
 
-def _texts(store: EpisodeStore, task_ids: Sequence[str], counter: _Counter) -> Iterator[str]:
-    """Every text of the tasks, the same one within an episode once."""
+def _texts(store: EpisodeStore, task_ids: Sequence[str], counter: _Counter, holdout: float) -> Iterator[str]:
+    """Every text of the tasks' training episodes, the same one within an episode once."""
     for task_id in task_ids:
         fields = _text_fields(store.tasks[task_id])
         table = store.table(task_id)
-        episodes = zip(table["episode_id"].to_pylist(), table["num_steps"].to_pylist(), strict=True)
-        for episode_id, num_steps in progress(
-            episodes, description=f"reading {task_id}", total=table.num_rows, unit="episodes"
+        columns = [table[name].to_pylist() for name in ("episode_id", "num_steps", "split_group", "content_hash")]
+        is_corpus = store.tasks[task_id].is_corpus
+        for episode_id, num_steps, group, content_hash in progress(
+            zip(*columns, strict=True), description=f"reading {task_id}", total=table.num_rows, unit="episodes"
         ):
+            split = split_of(is_corpus=is_corpus, split_group=group, content_hash=content_hash, holdout=holdout)
+            if split != TRAIN:
+                continue
             window = store.read_window(episode_id, 0, num_steps, columns=fields)
             for values in (*window.observations.values(), *window.actions.values()):
                 for text in dict.fromkeys(values):

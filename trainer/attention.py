@@ -86,53 +86,67 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 class KeyValueCache:
     """Keys and values of what each of B sequences has seen, for acting; sequences may differ in length.
 
-    `extend` begins a pass over T new tokens of each sequence, of which `valid` [B] are real and the others, on the
-    right, are padding: they write beyond the end and are overwritten by what comes next.
+    `extend` begins a pass over T new tokens of some of the sequences, of which `valid` are real and the others, on the
+    right, are padding: they are written beyond the end and overwritten by what comes next.
     """
 
     def __init__(
-        self, *, num_blocks: int, batch_size: int, capacity: int, num_heads: int, key_size: int, dtype: torch.dtype,
+        self,
+        *,
+        num_blocks: int,
+        batch_size: int,
+        capacity: int,
+        num_heads: int,
+        key_size: int,
+        dtype: torch.dtype,
         device: torch.device,
-    ) -> None:  # fmt: skip
+    ) -> None:
         shape = (num_blocks, batch_size, num_heads, capacity, key_size)
         self._keys = torch.zeros(shape, dtype=dtype, device=device)
         self._values = torch.zeros(shape, dtype=dtype, device=device)
-        self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        self._positions = torch.zeros((batch_size, 0), dtype=torch.int64, device=device)
-        self._mask: Tensor | None = None
+        self._lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self._rows = self._positions = torch.zeros(0, dtype=torch.int64, device=device)
+        self._mask = torch.zeros(0, dtype=torch.bool, device=device)
 
     @property
     def capacity(self) -> int:
         """Most tokens of one sequence."""
         return self._keys.shape[3]
 
-    def extend(self, num_tokens: int) -> Tensor:
-        """Positions int64 [B, T] of the next tokens."""
-        device = self.lengths.device
-        self._positions = self.lengths[:, None] + torch.arange(num_tokens, device=device)
+    def clear(self, rows: Tensor) -> None:
+        """Forgets what these sequences have seen."""
+        self._lengths[rows] = 0
+
+    def keep(self, rows: Tensor) -> None:
+        """Makes sequence rows[i] the i-th; -1 stands for a new, empty one."""
+        kept = rows.clamp_min(0)
+        self._keys, self._values = self._keys[:, kept], self._values[:, kept]
+        self._lengths = torch.where(rows >= 0, self._lengths[kept], 0)
+
+    def extend(self, rows: Tensor, valid: Tensor) -> Tensor:
+        """Adds `valid` [B'] tokens to each of `rows` [B']; returns their positions, int64 [B', T], T = max(valid)."""
+        device = self._lengths.device
+        self._rows = rows
+        self._positions = self._lengths[rows, None] + torch.arange(int(valid.max()), device=device)
         end = int(self._positions.max()) + 1
         if end > self.capacity:
-            raise ValueError(f"cache of {self.capacity} tokens cannot hold {end}")
+            raise ValueError(f"a cache of {self.capacity} tokens cannot hold {end}")
         self._mask = (torch.arange(end, device=device) <= self._positions[:, :, None])[:, None]
+        self._lengths[rows] += valid
         return self._positions
 
-    def commit(self, valid: Tensor) -> None:
-        """Ends a pass: `valid` [B] of its tokens stay."""
-        self.lengths = self.lengths + valid
-
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, *, block: int) -> Tensor:
-        """[B * T, H, K] each -> [B * T, H, K]."""
-        assert self._mask is not None
-        batch, length = self._positions.shape
-        rows = torch.arange(batch, device=key.device)[:, None]
-        query, key, value = (part.view(batch, length, *part.shape[1:]) for part in (query, key, value))
-        self._keys[block][rows, :, self._positions] = key.to(self._keys.dtype)
-        self._values[block][rows, :, self._positions] = value.to(self._values.dtype)
+        """[B' * T, H, K] each -> [B' * T, H, K]."""
+        query, key, value = (part.view(*self._positions.shape, *part.shape[1:]) for part in (query, key, value))
+        keys, values = self._keys[block], self._values[block]
+        keys[self._rows[:, None], :, self._positions] = key.to(keys.dtype)
+        values[self._rows[:, None], :, self._positions] = value.to(values.dtype)
         end = self._mask.shape[-1]
+        if len(self._rows) == len(keys):  # all of them, in order
+            keys, values = keys[:, :, :end], values[:, :, :end]
+        else:
+            keys, values = keys[self._rows, :, :end], values[self._rows, :, :end]
         mixed = functional.scaled_dot_product_attention(
-            query.transpose(1, 2).to(self._keys.dtype),
-            self._keys[block][:, :, :end],
-            self._values[block][:, :, :end],
-            attn_mask=self._mask,
+            query.transpose(1, 2).to(keys.dtype), keys, values, attn_mask=self._mask
         )
         return mixed.transpose(1, 2).flatten(0, 1)

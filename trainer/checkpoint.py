@@ -109,7 +109,9 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 def load_config(run: Path) -> TrainConfig:
     """The settings a run was made with."""
     try:
-        return TrainConfig.from_json(json.loads((run / CONFIG_FILE).read_text()))
+        settings = json.loads((run / CONFIG_FILE).read_text())
+        settings.pop("shards", None)  # which data, recorded beside the settings
+        return TrainConfig.from_json(settings)
     except FileNotFoundError:
         raise UserError(f"{run}: not a training run: no {CONFIG_FILE} in it") from None
     except ValueError as error:

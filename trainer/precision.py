@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import ContextManager
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -55,7 +55,7 @@ def _product_seconds(dtype: torch.dtype) -> float:
     return sorted(seconds)[1]
 
 
-def autocast(precision: str, device: torch.device) -> ContextManager[object]:
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """Forward passes run inside it; weights stay in fp32."""
     if precision == "fp32":
         return contextlib.nullcontext()

@@ -15,7 +15,7 @@ import numpy as np
 from episode_store.command_line import progress
 from episode_store.errors import UserError
 from episode_store.task import TaskSpec
-from tokenization.shard_format import Pack, PackedEpisode, decode_pack
+from tokenization.shard_format import Pack, decode_pack
 from tokenization.text import TextTokenizer
 from tokenization.token_sequence import TokenSequence, observation_positions
 from tokenization.vocabulary import PATCH_PLACEHOLDER, VOCABULARY_SIZE
@@ -49,7 +49,7 @@ class TaskData:
     timestep_offsets: np.ndarray
     episode_offsets: np.ndarray
     agents: np.ndarray
-    episodes: list[PackedEpisode]
+    episodes: list[dict[str, Any]]
     patch_slots: np.ndarray
     patch_index: np.ndarray
     patch_intervals: np.ndarray
@@ -124,6 +124,18 @@ class Dataset:
             if shard["split"] == split and task_id in (None, shard["task_id"]):
                 yield from read_shard(self.path / shard["file"], num_samples=shard["num_samples"])
 
+    @property
+    def has_text_model(self) -> bool:
+        """Whether any task has text."""
+        return (self.path / TEXT_MODEL_FILE).is_file()
+
+    def load_task(self, split: str, task_id: str) -> TaskData:
+        """The data of one task."""
+        packs = list(self.packs(split, task_id))
+        if not packs:
+            raise UserError(f"{self.path}: no {split} data of {task_id}; there is {sorted(self.tasks)}")
+        return _join(self.tasks[task_id], packs)
+
     def load(self, split: str = "train") -> dict[str, TaskData]:
         """Task id -> its data, in lexicographic order."""
         packs: dict[str, list[Pack]] = {}
@@ -175,7 +187,7 @@ def _join(task: TaskSpec, packs: list[Pack]) -> TaskData:
         local_positions=observation_positions(tokens, timestep_offsets),
         timestep_offsets=timestep_offsets,
         episode_offsets=_join_offsets([pack.episode_offsets for pack in packs]),
-        agents=np.array([agents.setdefault(episode.agent_id, len(agents)) for episode in episodes], dtype=np.int32),
+        agents=np.array([agents.setdefault(episode["agent_id"], len(agents)) for episode in episodes], dtype=np.int32),
         episodes=episodes,
         patch_slots=np.flatnonzero(tokens == PATCH_PLACEHOLDER),
         patch_index=np.concatenate(

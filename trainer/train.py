@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import json
@@ -26,8 +27,8 @@ from trainer.sampler import Sampler
 from trainer.shards import Dataset
 
 METRICS_FILE = "metrics.jsonl"
-# The first steps warm up caches; the next ones measure the speed for `budget_seconds`.
-_CALIBRATION = (10, 50)
+# With `budget_seconds` the schedule's length follows the measured speed; a machine may slow down half-way.
+_CALIBRATE_EVERY_STEPS = 50
 
 
 class NonFiniteLossError(UserError):
@@ -64,8 +65,6 @@ def train(dataset: Dataset, run: Path, config: TrainConfig) -> dict[str, Any]:
         stack.callback(source.close)  # type: ignore[attr-defined]
         bar = stack.enter_context(progress(description="training", total=state.total_steps, unit="steps"))
         bar.update(state.step)
-        marks = {state.step: time.perf_counter()}
-        first_step = state.step
         while state.step < state.total_steps:
             waited = time.perf_counter()
             batch = next(source).to(device)
@@ -93,11 +92,9 @@ def train(dataset: Dataset, run: Path, config: TrainConfig) -> dict[str, Any]:
                 row = metrics.log(state.step, rate)
                 bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s")
             bar.update(1)
-            if config.budget_seconds and first_step == 0 and state.step in _CALIBRATION:
-                marks[state.step] = now
-                if state.step == _CALIBRATION[1]:
-                    state.total_steps = _steps_in_budget(marks, state, config)
-                    bar.total = state.total_steps
+            if config.budget_seconds and state.step % _CALIBRATE_EVERY_STEPS == 0:
+                state.total_steps = _steps_in_budget(state, config, metrics.recent_seconds_per_step)
+                bar.total = state.total_steps
             if state.step % config.checkpoint_every_steps == 0 or state.step == state.total_steps:
                 metrics.flush()
                 checkpoint.save(run, step=state.step, model=model, optimizer=optimizer, state=dataclasses.asdict(state))
@@ -133,12 +130,10 @@ def _forward_backward(
     return loss.detach(), losses.detach()
 
 
-def _steps_in_budget(marks: dict[int, float], state: _TrainingState, config: TrainConfig) -> int:
-    first, last = _CALIBRATION
-    seconds_per_step = (marks[last] - marks[first]) / (last - first)
+def _steps_in_budget(state: _TrainingState, config: TrainConfig, seconds_per_step: float) -> int:
     assert config.budget_seconds is not None
     left = max(0.0, config.budget_seconds - state.seconds)
-    return max(state.step + 1, min(config.steps, state.step + int(left / seconds_per_step)))
+    return max(state.step, min(config.steps, state.step + int(left / seconds_per_step)))
 
 
 def _begin(run: Path, config: TrainConfig, dataset: Dataset) -> None:
@@ -179,6 +174,7 @@ class _Metrics:
         self._file = path.open("w")
         self._file.writelines(line + "\n" for line in kept)
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
+        self._recent: collections.deque[float] = collections.deque(maxlen=_CALIBRATE_EVERY_STEPS)
         self._reset()
 
     def __enter__(self) -> _Metrics:
@@ -187,6 +183,11 @@ class _Metrics:
     def __exit__(self, *_: object) -> None:
         self._file.close()
         self._board.close()
+
+    @property
+    def recent_seconds_per_step(self) -> float:
+        """Mean over the last `_CALIBRATE_EVERY_STEPS` steps."""
+        return sum(self._recent) / len(self._recent)
 
     def _reset(self) -> None:
         self._sums = torch.zeros(len(self._task_ids))
@@ -206,6 +207,7 @@ class _Metrics:
         for name, value in values.items():
             self._totals[name] += value
         self._steps += 1
+        self._recent.append(seconds)
 
     def worst_task(self, losses: torch.Tensor, batch: Batch) -> str:
         """The task of the first non-finite loss, or of the largest."""

@@ -1,0 +1,184 @@
+"""Rollouts of the generalist on control tasks, scored against their specialist and a random policy."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from collectors import registry
+from collectors.rollout import Policy, rollout
+from episode_store.command_line import progress
+from episode_store.errors import UserError
+from tokenization.episode_tokenizer import EpisodeTokenizer
+from trainer import checkpoint
+from trainer.nearest_neighbour import NearestNeighbourPolicy
+from trainer.policy import ActingConfig, GeneralistPolicy, PromptSource
+from trainer.precision import choose_device
+from trainer.shards import Dataset
+
+# Evaluation seeds begin here; no other part of the project uses them (docs/concepts.md).
+FIRST_EVALUATION_SEED = 1_000_000
+_MAKE_SECONDS = 5.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """How one task went.
+
+    Attributes:
+      episode_returns: of the generalist, one a rollout.
+      expert_return, random_return, nearest_neighbour_return: means over rollouts.
+      normalized_score: 100 * (mean return - random) / (expert - random), as in the Gato paper.
+      episode_lengths: in steps.
+    """
+
+    task_id: str
+    episode_returns: list[float]
+    expert_return: float
+    random_return: float
+    nearest_neighbour_return: float | None
+    normalized_score: float
+    episode_lengths: list[int]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return dataclasses.asdict(self)
+
+
+def normalized_score(value: float, *, expert: float, random: float) -> float:
+    """0 for the random policy, 100 for the specialist.
+
+    Raises:
+      UserError: when the specialist is no better than random.
+    """
+    if not expert > random:
+        raise UserError(f"expert return {expert} is not above random return {random}: no score can be normalised")
+    return 100.0 * (value - random) / (expert - random)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationJob:
+    """What a worker process needs to evaluate tasks.
+
+    Attributes:
+      num_envs: environments stepped together, at most.
+    """
+
+    run: Path
+    shards: Path
+    acting: ActingConfig
+    seeds: tuple[int, ...]
+    num_envs: int = 50
+    threads: int = 1
+
+
+def evaluate(job: EvaluationJob, task_ids: Sequence[str], *, partial: Path, workers: int = 1) -> list[EvaluationResult]:
+    """Evaluates tasks in parallel processes; each finished task is kept in the folder `partial` for a resumed run."""
+    dataset = Dataset.open(job.shards)
+    control = [task_id for task_id, task in sorted(dataset.tasks.items()) if not task.is_corpus]
+    unknown = sorted(set(task_ids) - set(control))
+    if unknown:
+        raise UserError(f"{job.shards}: no control tasks {unknown} in these shards; there are {control}")
+    job_key = json.dumps(
+        [str(checkpoint.latest(job.run).name), dataclasses.asdict(job.acting), job.seeds, dataset.info["fingerprint"]]
+    )
+    partial.mkdir(parents=True, exist_ok=True)
+    results: dict[str, EvaluationResult] = {}
+    for task_id in task_ids:
+        found = _read_partial(partial, task_id, job_key)
+        if found is not None:
+            results[task_id] = found
+    todo = [task_id for task_id in task_ids if task_id not in results]
+    with progress(description="evaluating", total=len(task_ids), unit="tasks") as bar:
+        bar.update(len(results))
+        for result in _run_all(evaluate_task, [(job, task_id) for task_id in todo], workers):
+            body = {"job": job_key, "result": result.to_json()}
+            checkpoint.write_json(_partial_file(partial, result.task_id), body)
+            results[result.task_id] = result
+            bar.set_postfix_str(f"{result.task_id} {result.normalized_score:.0f}")
+            bar.update(1)
+    return [results[task_id] for task_id in task_ids]
+
+
+def _run_all(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], workers: int) -> Iterator[Any]:
+    if workers == 1 or len(arguments) < 2:
+        for one in arguments:
+            yield function(*one)
+        return
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(min(workers, len(arguments)), mp_context=context) as pool:
+        futures = [pool.submit(function, *one) for one in arguments]
+        for future in concurrent.futures.as_completed(futures):
+            yield future.result()
+
+
+def _partial_file(folder: Path, task_id: str) -> Path:
+    return folder / f"{task_id.replace('/', '--')}.json"
+
+
+def _read_partial(folder: Path, task_id: str, job_key: str) -> EvaluationResult | None:
+    try:
+        body = json.loads(_partial_file(folder, task_id).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return EvaluationResult(**body["result"]) if body["job"] == job_key else None
+
+
+def evaluate_task(job: EvaluationJob, task_id: str) -> EvaluationResult:
+    """The generalist and the nearest neighbour on one task."""
+    torch.set_num_threads(job.threads)
+    dataset = Dataset.open(job.shards)
+    data = dataset.load_task("train", task_id)
+    facts: Mapping[str, Any] = dataset.info["tasks"][task_id]
+    text = dataset.text_tokenizer() if dataset.has_text_model else None
+    tokenizer = EpisodeTokenizer(data.task, text)
+    model = checkpoint.load_model(job.run, choose_device("auto"))
+    generalist = GeneralistPolicy(
+        model, tokenizer, PromptSource(data, job.acting.prompt_steps), job.acting, agent_id=f"generalist-{job.run.name}"
+    )
+    task = registry.get(task_id)
+    with contextlib.ExitStack() as stack:
+        environments = _environments(task, min(job.num_envs, len(job.seeds)), stack)
+        returns, lengths = _rollouts(task, generalist, job.seeds, environments)
+        neighbour, _ = _rollouts(task, NearestNeighbourPolicy(data, tokenizer), job.seeds, environments)
+    expert, random = float(facts["expert_return"]), float(facts["random_return"])
+    return EvaluationResult(
+        task_id=task_id,
+        episode_returns=returns,
+        expert_return=expert,
+        random_return=random,
+        nearest_neighbour_return=float(np.mean(neighbour)),
+        normalized_score=normalized_score(float(np.mean(returns)), expert=expert, random=random),
+        episode_lengths=lengths,
+    )
+
+
+def _environments(task: registry.Task, most: int, stack: contextlib.ExitStack) -> list[Any]:
+    """Up to `most` environments, fewer where one takes long to make; what happens in them does not depend on it."""
+    environments: list[Any] = []
+    began = time.monotonic()
+    while len(environments) < most and (len(environments) < 5 or time.monotonic() - began < _MAKE_SECONDS):
+        environments.append(task.environment())
+        stack.callback(environments[-1].close)
+    return environments
+
+
+def _rollouts(
+    task: registry.Task, policy: Policy, seeds: Sequence[int], environments: Sequence[Any]
+) -> tuple[list[float], list[int]]:
+    """Returns and lengths in the order of `seeds`."""
+    episodes = {
+        episode.metadata.seed: (episode.episode_return, episode.num_steps)
+        for episode in rollout(task, policy, seeds=seeds, environments=environments)
+    }
+    return [episodes[seed][0] for seed in seeds], [episodes[seed][1] for seed in seeds]

@@ -1,0 +1,155 @@
+"""The generalist as a policy: prompted with a demonstration, it samples its actions token by token."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from episode_store.errors import UserError
+from tokenization.episode_tokenizer import EpisodeTokenizer
+from tokenization.token_sequence import TokenSequence
+from trainer.decoder import Decoder, Fragment
+from trainer.model import Generalist
+from trainer.shards import TaskData
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ActingConfig:
+    """One rule of acting for all tasks.
+
+    Attributes:
+      temperature: of the softmax that actions are sampled from; 0 takes the most likely.
+      prompt_steps: most steps of the demonstration that an episode is prompted with; 0 for no prompt.
+      history_steps: most past steps of the running episode that the network sees; then the older half is dropped.
+      precision: "fp32", "bf16" or "fp16".
+    """
+
+    temperature: float = 1.0
+    prompt_steps: int = 2
+    history_steps: int = 3
+    precision: str = "fp32"
+
+
+class PromptSource:
+    """Draws prompts from the better half of a task's demonstrations, as training does."""
+
+    def __init__(self, data: TaskData, steps: int) -> None:
+        returns = np.array([episode["episode_return"] for episode in data.episodes], dtype=np.float64)
+        (self._episodes,) = np.nonzero(returns >= np.median(returns))
+        self._data, self._steps = data, steps
+
+    def draw(self, rng: np.random.Generator) -> TokenSequence | None:
+        """1 to `steps` steps of a demonstration: half of the prompts from its end, half from a uniform place."""
+        if self._steps == 0:
+            return None
+        episode = int(rng.choice(self._episodes))
+        first, last = (int(offset) for offset in self._data.episode_offsets[episode : episode + 2])
+        num_steps = min(int(rng.integers(1, self._steps + 1)), last - first)
+        start = last - num_steps
+        if rng.random() < 0.5:
+            start = int(rng.integers(first, start + 1))
+        return self._data.window(start, start + num_steps)
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Slot:
+    """What one running episode has seen: the prompt, the past steps, and action tokens not yet fed."""
+
+    rng: np.random.Generator
+    prompt: Fragment | None
+    history: list[Fragment]
+    pending: list[int]
+    fresh: bool = True
+
+
+class GeneralistPolicy:
+    """Acts in many episodes of one task at once (a `collectors.rollout.Policy`)."""
+
+    def __init__(
+        self, model: Generalist, tokenizer: EpisodeTokenizer, prompts: PromptSource, config: ActingConfig, agent_id: str
+    ) -> None:
+        layout = tokenizer.action_layout
+        if layout is None:
+            raise UserError(f"task {tokenizer.task.task_id}: its actions are text; it has no environment to act in")
+        self.agent_id = agent_id
+        self._model, self._tokenizer, self._prompts, self._config = model, tokenizer, prompts, config
+        self._layout = layout
+        self._slots: dict[int, _Slot] = {}
+        self._rows: list[int] = []
+        self._decoder: Decoder | None = None
+
+    def begin_episode(self, slot: int, env: Any, seed: int) -> None:
+        """Draws the prompt from the episode's seed."""
+        rng = np.random.default_rng([seed, 0xAC7])
+        prompt = self._prompts.draw(rng)
+        fragment = Fragment.of(prompt) if prompt is not None else None
+        self._slots[slot] = _Slot(rng=rng, prompt=fragment, history=[], pending=[])
+
+    def act(self, slots: Sequence[int], observations: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        """Actions for the observations of `slots`."""
+        encoded = self._tokenizer.encode_observations(observations)
+        fragments = [Fragment.of(encoded.window(index, index + 1)) for index in range(len(slots))]
+        decoder = self._prepare(slots, fragments)
+        states = [self._slots[slot] for slot in slots]
+        for state, fragment in zip(states, fragments, strict=True):
+            if len(state.history) >= self._config.history_steps:
+                state.history = state.history[len(state.history) - self._config.history_steps // 2 :]
+                state.fresh = True
+            state.history.append(fragment)
+        hidden: Any = None
+        for fresh in (True, False):
+            rows = [row for row, state in enumerate(states) if state.fresh == fresh]
+            if not rows:
+                continue
+            parts = [self._whole(states[row]) if fresh else self._new(states[row]) for row in rows]
+            result = decoder.feed(parts, rows, fresh=fresh)
+            if hidden is None:
+                hidden = result.new_zeros((len(states), result.shape[1]))
+            hidden[rows] = result
+        actions = self._sample(decoder, hidden, states)
+        for row, state in enumerate(states):
+            state.history[-1] = Fragment.join([state.history[-1], Fragment.of_action(actions[row])])
+            state.pending = [int(actions[row, -1])]
+            state.fresh = False
+        return [self._tokenizer.decode_action(ids) for ids in actions]
+
+    def _sample(self, decoder: Decoder, hidden: Any, states: Sequence[_Slot]) -> np.ndarray:
+        """Action tokens [slots, tokens]; each but the last is fed back before the next is drawn."""
+        rngs = [state.rng for state in states]
+        columns = []
+        for index, token in enumerate(self._layout):
+            column = decoder.sample(hidden, token.low, token.high, rngs, self._config.temperature)
+            columns.append(column)
+            if index + 1 < len(self._layout):
+                hidden = decoder.feed([Fragment.of_action([one]) for one in column], range(len(states)))
+        return np.stack(columns, axis=1)
+
+    @staticmethod
+    def _whole(state: _Slot) -> Fragment:
+        return Fragment.join([*([state.prompt] if state.prompt is not None else []), *state.history])
+
+    @staticmethod
+    def _new(state: _Slot) -> Fragment:
+        return Fragment.join([Fragment.of_action(state.pending), state.history[-1]])
+
+    def _prepare(self, slots: Sequence[int], fragments: Sequence[Fragment]) -> Decoder:
+        """A decoder whose row i is slots[i]; rows of episodes that ended are dropped."""
+        longest_step = max(len(fragment.tokens) for fragment in fragments) + len(self._layout)
+        prompts = [self._slots[slot].prompt for slot in slots]
+        prompt = max((len(prompt.tokens) for prompt in prompts if prompt is not None), default=0)
+        capacity = prompt + (self._config.history_steps + 1) * longest_step + 8
+        if self._decoder is None or self._decoder.capacity < capacity:
+            for slot in slots:
+                self._slots[slot].fresh = True
+            self._decoder = Decoder(
+                self._model, batch_size=len(slots), capacity=capacity + 64, precision=self._config.precision
+            )
+            self._rows = list(slots)
+        elif self._rows != list(slots):
+            place = {slot: row for row, slot in enumerate(self._rows)}
+            self._decoder.keep([place.get(slot, -1) for slot in slots])
+            self._rows = list(slots)
+        return self._decoder
