@@ -124,6 +124,7 @@ def curve_color(index: int) -> str:
 
 def line_chart(steps: np.ndarray, curves: Sequence[Curve], *, logarithmic: bool = False) -> str:
     """Curves over `steps` [N]; long ones are averaged to `MAX_POINTS`. With more than one curve each can be hidden."""
+    first, last = (float(steps[0]), float(steps[-1])) if len(steps) else (0.0, 0.0)
     steps = _thin(steps)
     thinned = np.stack([_thin(curve.values) for curve in curves])  # [curves, points]
     finite = thinned[np.isfinite(thinned) & ((thinned > 0) | (not logarithmic))]
@@ -138,7 +139,7 @@ def line_chart(steps: np.ndarray, curves: Sequence[Curve], *, logarithmic: bool 
         bottom, top = transform(low), transform(high)
         return (transform(np.maximum(value, low)) - bottom) / (top - bottom)
 
-    x = 1000 * (steps - steps[0]) / (steps[-1] - steps[0])
+    x = 1000 * (steps - first) / (last - first)
     grid = "".join(
         f'<line class="grid" x2="1000" y1="{y:.1f}" y2="{y:.1f}"/>' for y in 1000 * (1 - up(np.array(ticks)))
     )
@@ -148,8 +149,8 @@ def line_chart(steps: np.ndarray, curves: Sequence[Curve], *, logarithmic: bool 
     labels = "".join(
         f'<span class="y" style="bottom:{100 * float(up(tick)):.1f}%">{_short(tick)}</span>' for tick in ticks
     )
-    for step in _ticks(float(steps[0]), float(steps[-1]))[1:]:
-        place = 100 * (step - steps[0]) / (steps[-1] - steps[0])
+    for step in _ticks(first, last)[1:]:
+        place = 100 * (step - first) / (last - first)
         if 0 < place <= 100:
             labels += f'<span class="x" style="left:{place:.1f}%">{_short(step)}</span>'
     return (

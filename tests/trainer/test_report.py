@@ -10,6 +10,7 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from beam_jobs.return_filter import FilterRule, filter_task, keep_corpus
 from episode_store.errors import UserError
@@ -143,6 +144,12 @@ def run(tmp_path):
     lines = [json.dumps(row) for row in metrics()]
     (tmp_path / "train/metrics.jsonl").write_text("\n".join([*lines, lines[0][:30]]))
     (tmp_path / "train/config.json").write_text(json.dumps({"seed": 7, "steps": 3000, "note": HOSTILE}))
+    folder = tmp_path / "train/checkpoints/step-00003000"
+    folder.mkdir(parents=True)
+    save_file(
+        {"a": np.zeros((1000, 1200), np.float32), "b": np.zeros(50_000, np.float32)}, folder / "model.safetensors"
+    )
+    (folder / "state.json").write_text("{}")
     (tmp_path / "language.json").write_text(json.dumps(language()))
     timings = {"collect": 148.2, "shards": 61.0, "train": 541.7, "evaluate": 102.4, "report": 0.8}
     (tmp_path / "timings.json").write_text(json.dumps(timings))
@@ -222,7 +229,15 @@ def test_what_was_read_is_escaped(run):
 
 def test_facts_are_on_the_page(run):
     _, page = read(run)
-    for fact in ("11 of 12", "14 min 14 s", "3.8 M", "no EGL", "exact copies are left out (1,198)", "and 2 more"):
+    for fact in (
+        "11 of 12",
+        "14 min 14 s",
+        "3.8 M",
+        "1.2 Mweights",
+        "no EGL",
+        "exact copies are left out (1,198)",
+        "and 2 more",
+    ):
         assert fact in page.text
     for task_id in TASKS:
         assert task_id in page.text
