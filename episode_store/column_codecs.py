@@ -137,9 +137,12 @@ class BlockDecoder:
             rows = np.ndarray((block_rows, *out.shape[1:]), out.dtype, stored)
             out[:] = rows[skip : skip + len(out)]
             return
-        rows = np.frombuffer(self._decompress(stored.data, expected), out.dtype).reshape(block_rows, *out.shape[1:])
+        # Stops at the last row wanted.
+        wanted = skip + len(out)
+        unpacked = self._decompress(stored.data, expected, wanted * (expected // block_rows))
+        rows = np.frombuffer(unpacked, out.dtype).reshape(wanted, *out.shape[1:])
         if codec == Codec.ZSTD:
-            out[:] = rows[skip : skip + len(out)]
+            out[:] = rows[skip:]
         elif codec == Codec.TEMPORAL_DIFFERENCE_ZSTD:
             if skip:
                 np.sum(rows[: skip + 1], axis=0, dtype=out.dtype, out=out[0])
@@ -170,7 +173,8 @@ class BlockDecoder:
         except UnicodeDecodeError as error:
             raise CorruptionError(f"a text is not UTF-8: {error.reason}") from None
 
-    def _decompress(self, stored: memoryview | bytes, expected: int | None) -> bytes:
+    def _decompress(self, stored: memoryview | bytes, expected: int | None, wanted: int | None = None) -> bytes:
+        """The first `wanted` bytes (all by default) of a frame that unpacks to `expected` bytes (any by default)."""
         try:
             size = zstandard.frame_content_size(stored)
             if size < 0 or size > MAX_BLOCK_BYTES or (expected is not None and size != expected):
@@ -178,7 +182,13 @@ class BlockDecoder:
             context = getattr(self._contexts, "zstd", None)
             if context is None:
                 context = self._contexts.zstd = zstandard.ZstdDecompressor()
-            return context.decompress(stored, max_output_size=size)
+            if wanted is None or wanted == size:
+                return context.decompress(stored, max_output_size=size)
+            with context.stream_reader(stored, read_size=len(stored)) as reader:
+                unpacked = reader.read(wanted)
+            if len(unpacked) != wanted:
+                raise CorruptionError(f"a block unpacks to {len(unpacked)} bytes, expected {wanted}")
+            return unpacked
         except zstandard.ZstdError as error:
             raise CorruptionError(f"a block cannot be unpacked: {error}") from None
 

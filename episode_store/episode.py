@@ -107,7 +107,7 @@ class Episode:
                     digest.update(json.dumps([key, values]).encode())
                 else:
                     digest.update(json.dumps([key, values.dtype.str, values.shape]).encode())
-                    digest.update(np.ascontiguousarray(values).tobytes())
+                    digest.update(np.ascontiguousarray(values).data)
         return digest.hexdigest()
 
     def episode_id(self, content_hash: str | None = None) -> str:
