@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ScriptedPolicy:
-    """Runs one controller of a script in each slot, silently: some scripts print."""
+    """Runs one controller of a script in each slot."""
 
     def __init__(self, agent_id: str, script: Script) -> None:
         self.agent_id = agent_id
@@ -33,16 +31,14 @@ class ScriptedPolicy:
         if slot not in self._flatten:
             self._flatten[slot] = spaces.flattener(env.action_space, "action")
         self._last_actions[slot] = None
-        with contextlib.redirect_stdout(io.StringIO()):
-            self._controllers[slot] = self._script(env, seed)
+        self._controllers[slot] = self._script(env, seed)
 
     def act(self, slots: Sequence[int], observations: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
         """Asks each slot's controller."""
-        with contextlib.redirect_stdout(io.StringIO()):
-            return [
-                self._flatten[slot](self._controllers[slot](observation, self._last_actions[slot]))
-                for slot, observation in zip(slots, observations, strict=True)
-            ]
+        return [
+            self._flatten[slot](self._controllers[slot](observation, self._last_actions[slot]))
+            for slot, observation in zip(slots, observations, strict=True)
+        ]
 
     def acted(self, slot: int, action: Any) -> None:
         """Remembers what was really done, which a bot's plan depends on."""

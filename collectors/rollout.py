@@ -90,10 +90,11 @@ def rollout(
       EpisodeError: a policy's action or an environment's observation breaks the task's spec.
       RenderingUnavailable: `frames` on a machine that cannot draw this task.
     """
+    # First: this imports MuJoCo, which without EGL can be imported only as long as MUJOCO_GL does not ask for it.
+    spec = task.spec()
     if frames:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
         os.environ.setdefault("MUJOCO_GL", "egl")
-    spec = task.spec()
     with contextlib.ExitStack() as stack:
         if environments is None:
             environments = []
@@ -281,7 +282,7 @@ def _shrunk(picture: np.ndarray) -> np.ndarray:
         return np.array(picture, np.uint8)
     from PIL import Image
 
-    return np.array(Image.fromarray(picture).reduce(factor), np.uint8)
+    return np.array(Image.fromarray(np.ascontiguousarray(picture)).reduce(factor), np.uint8)
 
 
 def reset_quietly(env: gymnasium.Env, seed: int, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

@@ -238,6 +238,7 @@ def _decoder(key: str, space: spaces.Space) -> Callable[[Any], Any]:
                 raise UserError(f"{key}: expected finite numbers, got {array.tolist()}")
             if dtype.kind in "iub":
                 array = np.rint(array)
-        return np.asarray(np.clip(array, low, high), dtype)
+        # Twice as fast as np.clip on the few numbers of an action.
+        return np.asarray(np.minimum(np.maximum(array, low), high), dtype)
 
     return to_array

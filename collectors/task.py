@@ -8,6 +8,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,12 @@ class Environment:
                 importlib.import_module(module)
             except ModuleNotFoundError as error:
                 raise self._missing(error.name or module) from None
+            except (ImportError, AttributeError, OSError) as error:
+                # MuJoCo loads the driver that MUJOCO_GL names when it is imported.
+                raise UserError(
+                    f"environment {self.env_id}: {module} is installed but cannot be loaded ({type(error).__name__}: "
+                    f"{error}); MUJOCO_GL is {os.environ.get('MUJOCO_GL')!r}"
+                ) from None
         import gymnasium
 
         kwargs = dict(self.kwargs)

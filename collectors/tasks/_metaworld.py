@@ -19,8 +19,9 @@ class SuccessTask(gymnasium.Wrapper):
     without a seed draws the next ones. The reward is 1 at the step that first succeeds, which ends the episode, else 0.
     """
 
-    def __init__(self, env: gymnasium.Env) -> None:
+    def __init__(self, env: gymnasium.Env, *, upside_down: bool = False) -> None:
         super().__init__(env)
+        self._upside_down = upside_down
         # Goals are drawn at each reset, from the environment's own generator, and are part of the observation.
         env._freeze_rand_vec = False  # type: ignore[attr-defined]
         env.seeded_rand_vec = True  # type: ignore[attr-defined]
@@ -42,6 +43,15 @@ class SuccessTask(gymnasium.Wrapper):
         info["shaped_reward"] = shaped_reward
         return observation, float(success), success, truncated and not success, info
 
+    def render(self) -> Any:
+        """As the environment's, the right way up."""
+        frame: Any = self.env.render()
+        return frame[::-1, ::-1] if self._upside_down else frame
+
+
+# These cameras of Meta-World's scene hang upside down.
+_UPSIDE_DOWN_CAMERAS = ("corner", "corner2", "corner3")
+
 
 def make(env_id: str, *, render_mode: Any = None, **kwargs: Any) -> gymnasium.Env:
     """A Meta-World environment of that name. Never copy one: `copy.deepcopy` breaks it silently."""
@@ -49,7 +59,8 @@ def make(env_id: str, *, render_mode: Any = None, **kwargs: Any) -> gymnasium.En
 
     # Said at every step of a policy whose gains exceed the bounds; `script` clips.
     warnings.filterwarnings("ignore", message=r"Constant\(s\) may be too high")
-    return SuccessTask(ALL_V3_ENVIRONMENTS[env_id](render_mode=render_mode, **kwargs))
+    env = ALL_V3_ENVIRONMENTS[env_id](render_mode=render_mode, **kwargs)
+    return SuccessTask(env, upside_down=kwargs.get("camera_name") in _UPSIDE_DOWN_CAMERAS)
 
 
 def script(env: gymnasium.Env, seed: int) -> Controller:

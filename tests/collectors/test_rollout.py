@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -204,6 +206,22 @@ def test_rendering_that_is_impossible_is_said() -> None:
     )
     with pytest.raises(RenderingUnavailable, match=r"Undrawable-v0 cannot be drawn here \(RuntimeError: no EGL\)"):
         next(rollout(task, BALANCE, seeds=[0], frames=True))
+
+
+def test_mujoco_without_a_driver_still_steps_and_says_that_it_cannot_draw() -> None:
+    code = (
+        "from collectors import registry, rollout, policies; t = registry.get('Reacher-v5'); t.spec(); "
+        "import os; os.environ['MUJOCO_GL'] = 'osmesa'; os.environ['PYOPENGL_PLATFORM'] = 'osmesa'; "
+        "p = policies.scripted_policy(t); print(len(list(rollout.rollout(t, p, seeds=[1])))); "
+        "from OpenGL import platform\n"
+        "try: print(next(rollout.rollout(t, p, seeds=[1], frames=True)).frames.shape)\n"
+        "except rollout.RenderingUnavailable as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    assert lines[0] == "1", done.stderr
+    # A machine that has OSMesa draws.
+    assert "Reacher-v5 cannot be drawn here" in lines[1] or lines[1] == "(51, 240, 240, 3)"
 
 
 def test_a_bad_action_is_named() -> None:
