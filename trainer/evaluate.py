@@ -26,8 +26,6 @@ from trainer.policy import ActingConfig, GeneralistPolicy, PromptSource
 from trainer.precision import choose_device
 from trainer.shards import Dataset
 
-# Evaluation seeds begin here; no other part of the project uses them (docs/concepts.md).
-FIRST_EVALUATION_SEED = 1_000_000
 _MAKE_SECONDS = 5.0
 
 
@@ -71,7 +69,10 @@ class EvaluationJob:
     """What a worker process needs to evaluate tasks.
 
     Attributes:
+      seeds: of the environments, one a rollout.
       num_envs: environments stepped together, at most.
+      threads: of torch in each process.
+      agent_seed: of the specialists, for films.
     """
 
     run: Path
@@ -80,6 +81,7 @@ class EvaluationJob:
     seeds: tuple[int, ...]
     num_envs: int = 50
     threads: int = 1
+    agent_seed: int = 0
 
 
 def evaluate(job: EvaluationJob, task_ids: Sequence[str], *, partial: Path, workers: int = 1) -> list[EvaluationResult]:
@@ -140,17 +142,14 @@ def evaluate_task(job: EvaluationJob, task_id: str) -> EvaluationResult:
     dataset = Dataset.open(job.shards)
     data = dataset.load_task("train", task_id)
     facts: Mapping[str, Any] = dataset.info["tasks"][task_id]
-    text = dataset.text_tokenizer() if dataset.has_text_model else None
-    tokenizer = EpisodeTokenizer(data.task, text)
-    model = checkpoint.load_model(job.run, choose_device("auto"))
-    generalist = GeneralistPolicy(
-        model, tokenizer, PromptSource(data, job.acting.prompt_steps), job.acting, agent_id=f"generalist-{job.run.name}"
-    )
+    generalist = _generalist(job, task_id)
     task = registry.get(task_id)
     with contextlib.ExitStack() as stack:
         environments = _environments(task, min(job.num_envs, len(job.seeds)), stack)
         returns, lengths = _rollouts(task, generalist, job.seeds, environments)
-        neighbour, _ = _rollouts(task, NearestNeighbourPolicy(data, tokenizer), job.seeds, environments)
+        neighbour, _ = _rollouts(
+            task, NearestNeighbourPolicy(data, _tokenizer(dataset, task_id)), job.seeds, environments
+        )
     expert, random = float(facts["expert_return"]), float(facts["random_return"])
     return EvaluationResult(
         task_id=task_id,
@@ -161,6 +160,18 @@ def evaluate_task(job: EvaluationJob, task_id: str) -> EvaluationResult:
         normalized_score=normalized_score(float(np.mean(returns)), expert=expert, random=random),
         episode_lengths=lengths,
     )
+
+
+def _tokenizer(dataset: Dataset, task_id: str) -> EpisodeTokenizer:
+    return EpisodeTokenizer(dataset.tasks[task_id], dataset.text_tokenizer() if dataset.has_text_model else None)
+
+
+def _generalist(job: EvaluationJob, task_id: str) -> GeneralistPolicy:
+    dataset = Dataset.open(job.shards)
+    prompts = PromptSource(dataset.load_task("train", task_id), job.acting.prompt_steps)
+    model = checkpoint.load_model(job.run, choose_device("auto"))
+    agent_id = f"generalist-{checkpoint.latest(job.run).name}"
+    return GeneralistPolicy(model, _tokenizer(dataset, task_id), prompts, job.acting, agent_id)
 
 
 def _environments(task: registry.Task, most: int, stack: contextlib.ExitStack) -> list[Any]:
@@ -182,3 +193,16 @@ def _rollouts(
         for episode in rollout(task, policy, seeds=seeds, environments=environments)
     }
     return [episodes[seed][0] for seed in seeds], [episodes[seed][1] for seed in seeds]
+
+
+def film(job: EvaluationJob, task_id: str, folder: Path, agents: Path | None) -> None:
+    """Films the generalist and, where it can be had, the task's specialist from the same first state."""
+    from collectors.collection import expert_policy
+    from trainer.videos import record_videos
+
+    torch.set_num_threads(job.threads)
+    task = registry.get(task_id)
+    policies: dict[str, Policy] = {"generalist": _generalist(job, task_id)}
+    if isinstance(task.expert, registry.ScriptedExpert) or agents is not None:
+        policies["specialist"] = expert_policy(task, output=str(agents or ""), seed=job.agent_seed)
+    record_videos(task, policies, job.seeds[0], folder)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from episode_store.errors import UserError
+from episode_store.spec import Modality
 from tokenization import image_patches
 from tokenization.token_sequence import TargetKind
 from trainer.config import SamplerConfig
@@ -54,7 +55,7 @@ class PackedSequence:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Piece:
+class Piece:
     """Consecutive tokens [start, end) of one task's stream."""
 
     start: int
@@ -86,9 +87,6 @@ class Sampler:
         mean_tokens = np.array([self._mean_segment_tokens(task, rng) for task in self._tasks])
         draws = weights / mean_tokens
         self._cumulative = np.cumsum(draws / draws.sum())
-        self._target_is_text = [
-            any(spec.modality == "text" for spec in task.task.action_spec.values()) for task in self._tasks
-        ]
 
     def _mean_segment_tokens(self, task: TaskData, rng: np.random.Generator) -> float:
         return float(np.mean([sum(p.end - p.start for p in self._segment(task, rng)) for _ in range(64)]))
@@ -97,7 +95,7 @@ class Sampler:
         """Packed sequence `number`."""
         rng = np.random.default_rng([self._seed, number])
         room = self._config.context_tokens
-        chosen: list[tuple[int, list[_Piece]]] = []
+        chosen: list[tuple[int, TaskData, list[Piece]]] = []
         failures = 0
         while room > 2 and failures < _ATTEMPTS:
             index = min(int(np.searchsorted(self._cumulative, rng.random(), side="right")), len(self._tasks) - 1)
@@ -105,11 +103,16 @@ class Sampler:
             if not pieces:
                 failures += 1
                 continue
-            chosen.append((index, pieces))
+            chosen.append((index, self._tasks[index], pieces))
             room -= sum(piece.end - piece.start for piece in pieces)
-        return self._assemble(chosen, rng)
+        return assemble(
+            chosen,
+            length=self._config.context_tokens,
+            text_observation_weight=self._config.text_observation_weight,
+            rng=rng,
+        )
 
-    def _segment(self, task: TaskData, rng: np.random.Generator) -> list[_Piece]:
+    def _segment(self, task: TaskData, rng: np.random.Generator) -> list[Piece]:
         """A segment, behind a prompt or not."""
         config = self._config
         episode = int(rng.integers(task.num_episodes))
@@ -135,7 +138,7 @@ class Sampler:
                 pieces.insert(0, prompt)
         return pieces
 
-    def _prompt(self, task: TaskData, episode: int, rng: np.random.Generator) -> _Piece | None:
+    def _prompt(self, task: TaskData, episode: int, rng: np.random.Generator) -> Piece | None:
         """Steps of another episode by the same agent; half of them from its end."""
         candidates = rng.integers(task.num_episodes, size=4)
         for other in candidates.tolist():
@@ -150,7 +153,7 @@ class Sampler:
             start = int(rng.integers(first, start + 1))
         return _steps(task, start, start + num_steps)
 
-    def _text_piece(self, task: TaskData, first: int, last: int, rng: np.random.Generator) -> _Piece:
+    def _text_piece(self, task: TaskData, first: int, last: int, rng: np.random.Generator) -> Piece:
         """A run of whole timesteps that fits into a sequence, or a part of one that does not."""
         offsets = task.timestep_offsets
         limit = self._config.context_tokens
@@ -158,70 +161,77 @@ class Sampler:
         start, end = int(offsets[step]), int(offsets[step + 1])
         if end - start > limit:
             start += int(rng.integers(0, end - start - limit // 2))
-            return _Piece(start=start, end=min(start + limit, end))
+            return Piece(start=start, end=min(start + limit, end))
         while step + 1 < last and int(offsets[step + 2]) - start <= limit:
             step += 1
-        return _Piece(start=start, end=int(offsets[step + 1]))
+        return Piece(start=start, end=int(offsets[step + 1]))
 
-    def _assemble(self, chosen: Sequence[tuple[int, list[_Piece]]], rng: np.random.Generator) -> PackedSequence:
-        length = self._config.context_tokens
-        tokens = np.zeros(length, dtype=np.int64)
-        local_positions = np.zeros(length, dtype=np.int64)
-        positions = np.zeros(length, dtype=np.int64)
-        lengths: list[int] = []
-        slots, ids, weights, is_text, tasks = [], [], [], [], []
-        patch_tables, patch_slots, patch_index, patch_positions = [], [], [], []
-        num_patches = 0
-        place = 0
-        for index, pieces in chosen:
-            task = self._tasks[index]
-            segment_start = place
-            for piece in pieces:
-                size = piece.end - piece.start
-                tokens[place : place + size] = task.tokens[piece.start : piece.end]
-                local_positions[place : place + size] = task.local_positions[piece.start : piece.end]
-                kinds = task.targets[piece.start : piece.end]
-                # The first token of a segment has no token before it that could predict it.
-                (places,) = np.nonzero(kinds[1:] if place == segment_start else kinds)
-                places = places + (1 if place == segment_start else 0)
-                if len(places):
-                    observed = kinds[places] == TargetKind.OBSERVATION_TEXT
-                    slots.append(place + places - 1)
-                    ids.append(tokens[place + places])
-                    weights.append(np.where(observed, self._config.text_observation_weight, 1.0))
-                    is_text.append(observed | self._target_is_text[index])
-                    tasks.append(np.full(len(places), index))
-                if len(task.patch_slots):
-                    low, high = np.searchsorted(task.patch_slots, (piece.start, piece.end))
-                    unique, inverse = np.unique(task.patch_index[low:high], return_inverse=True)
-                    patch_tables.append(task.patches[unique])
-                    patch_slots.append(task.patch_slots[low:high] - piece.start + place)
-                    patch_index.append(inverse + num_patches)
-                    patch_positions.append(image_patches.training_positions(task.patch_intervals[low:high], rng))
-                    num_patches += len(unique)
-                place += size
-            positions[segment_start:place] = np.arange(place - segment_start)
-            lengths.append(place - segment_start)
-        if place < length:
-            lengths.append(length - place)
-        all_slots = _join(patch_slots, np.int64)
-        tokens[all_slots] = 0
-        return PackedSequence(
-            tokens=tokens,
-            local_positions=local_positions,
-            positions=positions,
-            segment_lengths=lengths,
-            patches=np.concatenate(patch_tables) if patch_tables else np.zeros((0, 16, 16, 3), np.uint8),
-            patch_slots=all_slots,
-            patch_index=_join(patch_index, np.int64),
-            patch_positions=np.concatenate(patch_positions) if patch_positions else np.zeros((0, 2), np.int64),
-            target_slots=_join(slots, np.int64),
-            target_ids=_join(ids, np.int64),
-            target_weights=_join(weights, np.float32),
-            target_is_text=_join(is_text, np.bool_),
-            target_tasks=_join(tasks, np.int64),
-            num_real=place,
-        )
+
+def assemble(
+    chosen: Sequence[tuple[int, TaskData, list[Piece]]],
+    *,
+    length: int,
+    text_observation_weight: float,
+    rng: np.random.Generator,
+) -> PackedSequence:
+    """Lays segments end to end. Each is (number of its task, its task's data, its pieces)."""
+    tokens = np.zeros(length, dtype=np.int64)
+    local_positions = np.zeros(length, dtype=np.int64)
+    positions = np.zeros(length, dtype=np.int64)
+    lengths: list[int] = []
+    slots, ids, weights, is_text, tasks = [], [], [], [], []
+    patch_tables, patch_slots, patch_index, patch_positions = [], [], [], []
+    num_patches = 0
+    place = 0
+    for index, task, pieces in chosen:
+        acts_in_text = any(spec.modality == Modality.TEXT for spec in task.task.action_spec.values())
+        segment_start = place
+        for piece in pieces:
+            size = piece.end - piece.start
+            tokens[place : place + size] = task.tokens[piece.start : piece.end]
+            local_positions[place : place + size] = task.local_positions[piece.start : piece.end]
+            kinds = task.targets[piece.start : piece.end]
+            # The first token of a segment has no token before it that could predict it.
+            (places,) = np.nonzero(kinds[1:] if place == segment_start else kinds)
+            places = places + (1 if place == segment_start else 0)
+            if len(places):
+                observed = kinds[places] == TargetKind.OBSERVATION_TEXT
+                slots.append(place + places - 1)
+                ids.append(tokens[place + places])
+                weights.append(np.where(observed, text_observation_weight, 1.0))
+                is_text.append(observed | acts_in_text)
+                tasks.append(np.full(len(places), index))
+            if len(task.patch_slots):
+                low, high = np.searchsorted(task.patch_slots, (piece.start, piece.end))
+                unique, inverse = np.unique(task.patch_index[low:high], return_inverse=True)
+                patch_tables.append(task.patches[unique])
+                patch_slots.append(task.patch_slots[low:high] - piece.start + place)
+                patch_index.append(inverse + num_patches)
+                patch_positions.append(image_patches.training_positions(task.patch_intervals[low:high], rng))
+                num_patches += len(unique)
+            place += size
+        positions[segment_start:place] = np.arange(place - segment_start)
+        lengths.append(place - segment_start)
+    if place < length:
+        lengths.append(length - place)
+    all_slots = _join(patch_slots, np.int64)
+    tokens[all_slots] = 0
+    return PackedSequence(
+        tokens=tokens,
+        local_positions=local_positions,
+        positions=positions,
+        segment_lengths=lengths,
+        patches=np.concatenate(patch_tables) if patch_tables else np.zeros((0, 16, 16, 3), np.uint8),
+        patch_slots=all_slots,
+        patch_index=_join(patch_index, np.int64),
+        patch_positions=np.concatenate(patch_positions) if patch_positions else np.zeros((0, 2), np.int64),
+        target_slots=_join(slots, np.int64),
+        target_ids=_join(ids, np.int64),
+        target_weights=_join(weights, np.float32),
+        target_is_text=_join(is_text, np.bool_),
+        target_tasks=_join(tasks, np.int64),
+        num_real=place,
+    )
 
 
 def _weight(task_id: str, weights: Mapping[str, float]) -> float:
@@ -231,21 +241,21 @@ def _weight(task_id: str, weights: Mapping[str, float]) -> float:
     return 1.0
 
 
-def _steps(task: TaskData, first: int, last: int) -> _Piece:
-    return _Piece(start=int(task.timestep_offsets[first]), end=int(task.timestep_offsets[last]))
+def _steps(task: TaskData, first: int, last: int) -> Piece:
+    return Piece(start=int(task.timestep_offsets[first]), end=int(task.timestep_offsets[last]))
 
 
-def _fit(task: TaskData, pieces: list[_Piece], room: int) -> list[_Piece]:
+def _fit(task: TaskData, pieces: list[Piece], room: int) -> list[Piece]:
     """Shortens a segment to `room` tokens: text anywhere, control at a timestep's end; empty when nothing fits."""
     size = sum(piece.end - piece.start for piece in pieces)
     if size <= room:
         return pieces
     last = pieces[-1]
     if task.task.is_corpus:
-        return [_Piece(start=last.start, end=last.start + room)] if room >= _SMALLEST_TEXT_PIECE else []
+        return [Piece(start=last.start, end=last.start + room)] if room >= _SMALLEST_TEXT_PIECE else []
     step = int(np.searchsorted(task.timestep_offsets, last.start + room, side="right")) - 1
     end = min(int(task.timestep_offsets[step]), last.end)
-    return [_Piece(start=last.start, end=end)] if end > last.start else []
+    return [Piece(start=last.start, end=end)] if end > last.start else []
 
 
 def _join(parts: list[np.ndarray], dtype: type) -> np.ndarray:

@@ -1,0 +1,204 @@
+"""`python -m trainer`: train the generalist, evaluate it, report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from episode_store.command_line import (
+    CommandLine,
+    add_episodes,
+    add_output,
+    add_seed,
+    add_tasks,
+    positive_int,
+    print_json,
+    print_table,
+    progress,
+)
+from episode_store.errors import UserError
+from trainer import presets
+from trainer.config import override
+
+SCORES_FILE = "scores.json"
+LANGUAGE_FILE = "language.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit code."""
+    command = CommandLine("trainer", "Fits one generalist on shards, judges it against the specialists, reports.")
+    _add_train(command)
+    _add_evaluate(command)
+    report = command.verb(
+        "report",
+        _report,
+        help="writes one HTML page of a run: scores, curves, films, samples",
+        example="trainer report --run runs/demo",
+    )
+    report.add_argument("--run", required=True, metavar="DIR", help="folder with scores.json, shards/, train/, ...")
+    return command.main(arguments)
+
+
+def _add_train(command: CommandLine) -> None:
+    train = command.verb(
+        "train",
+        _train,
+        help="trains the generalist on shards; run again after an interruption it goes on from the last checkpoint",
+        example="trainer train --shards runs/demo/shards --output runs/demo/train --preset demo --minutes 9 \\\n"
+        "    --set optimizer.learning_rate=0.001",
+    )
+    train.add_argument("--shards", required=True, metavar="DIR", help="folder that `beam_jobs build-shards` wrote")
+    add_output(train, "folder of the run: checkpoints, metrics, settings")
+    train.add_argument(
+        "--preset", default="demo", metavar="NAME", help=f"settings: {', '.join(presets.PRESETS)} (demo)"
+    )
+    train.add_argument("--steps", type=positive_int, metavar="N", help="optimizer steps at most (the preset's)")
+    train.add_argument("--minutes", type=float, metavar="M", help="steps are chosen so that training takes about M")
+    add_seed(train)
+    train.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="any setting, for example model.width=256"
+    )
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from trainer.shards import Dataset
+    from trainer.train import train
+
+    assignments = dict(_assignment(text) for text in arguments.set)
+    assignments["seed"] = str(arguments.seed)
+    if arguments.steps:
+        assignments["steps"] = str(arguments.steps)
+    if arguments.minutes is not None:
+        if arguments.minutes <= 0:
+            raise UserError(f"--minutes {arguments.minutes}: expected more than 0")
+        assignments |= {"budget_seconds": str(60.0 * arguments.minutes), "steps": assignments.get("steps", "1000000")}
+    config = override(presets.get(arguments.preset), assignments)
+    summary = train(Dataset.open(arguments.shards), Path(arguments.output), config)
+    if arguments.json:
+        print_json(summary)
+    else:
+        print(
+            f"{summary['checkpoint']}: {summary['parameters']:,} parameters, {summary['steps']} steps, "
+            f"{summary['tokens']:,} tokens in {summary['seconds']:.0f} s, {summary['precision']} on {summary['device']}"
+        )
+    return 0
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--set {text}: expected NAME=VALUE")
+    return name, value
+
+
+def _add_evaluate(command: CommandLine) -> None:
+    evaluate = command.verb(
+        "evaluate",
+        _evaluate,
+        help="scores the generalist on control tasks and on held-out language, and films it",
+        example="trainer evaluate --run runs/demo/train --shards runs/demo/shards --output runs/demo --workers 2",
+    )
+    evaluate.add_argument("--run", required=True, metavar="DIR", help="the --output folder of `trainer train`")
+    evaluate.add_argument("--shards", required=True, metavar="DIR", help="the shards it was trained on")
+    add_output(evaluate, f"folder for {SCORES_FILE}, {LANGUAGE_FILE} and videos/")
+    add_tasks(evaluate)
+    add_episodes(evaluate, 50)
+    add_seed(evaluate)
+    evaluate.add_argument("--workers", type=positive_int, default=1, metavar="N", help="processes (1)")
+    evaluate.add_argument("--temperature", type=float, default=None, metavar="T", help="of the sampling of actions")
+    evaluate.add_argument("--prompt-steps", type=int, default=None, metavar="N", help="steps of prompt; 0 for none")
+    evaluate.add_argument("--history-steps", type=positive_int, default=None, metavar="N", help="past steps it sees")
+    evaluate.add_argument(
+        "--purpose", choices=("test", "develop"), default="test", help="which seeds: make choices on develop only"
+    )
+    evaluate.add_argument(
+        "--films", metavar="TASK", nargs="*", default=None, help="tasks to film beside their specialist"
+    )
+    evaluate.add_argument("--agents", metavar="DIR", help="the --output folder of `collectors train`, for the films")
+    evaluate.add_argument("--no-language", action="store_true", help="leave out captions, questions, texts")
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    import fnmatch
+
+    from collectors.seeds import Purpose, episode_seeds
+    from trainer import checkpoint
+    from trainer.evaluate import EvaluationJob, evaluate, film
+    from trainer.language import LanguageConfig, evaluate_language
+    from trainer.policy import ActingConfig
+    from trainer.shards import Dataset
+
+    run, shards, output = Path(arguments.run), Path(arguments.shards), Path(arguments.output)
+    dataset = Dataset.open(shards)
+    checkpoint.latest(run)
+    control = sorted(task_id for task_id, task in dataset.tasks.items() if not task.is_corpus)
+    chosen = control
+    if arguments.tasks is not None:
+        for pattern in arguments.tasks:
+            if not fnmatch.filter(control, pattern):
+                raise UserError(f"{shards}: no control task matches {pattern!r}; there are {', '.join(control)}")
+        chosen = [task_id for task_id in control if any(fnmatch.fnmatchcase(task_id, p) for p in arguments.tasks)]
+    given = {
+        "temperature": arguments.temperature,
+        "prompt_steps": arguments.prompt_steps,
+        "history_steps": arguments.history_steps,
+    }
+    job = EvaluationJob(
+        run=run,
+        shards=shards,
+        acting=ActingConfig(**{name: value for name, value in given.items() if value is not None}),
+        seeds=tuple(episode_seeds(Purpose[arguments.purpose.upper()], seed=arguments.seed, count=arguments.episodes)),
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    results = evaluate(job, chosen, partial=output / "evaluation", workers=arguments.workers)
+    scores = [result.to_json() for result in results]
+    checkpoint.write_json(output / SCORES_FILE, scores)
+    language: Mapping[str, Any] = {}
+    if not arguments.no_language:
+        language = evaluate_language(dataset, run, LanguageConfig(seed=arguments.seed))
+        checkpoint.write_json(output / LANGUAGE_FILE, language)
+    for task_id in progress(arguments.films or [], description="filming", unit="tasks"):
+        film(job, task_id, output / "videos", Path(arguments.agents) if arguments.agents else None)
+    if arguments.json:
+        print_json({"scores": scores, "language": _without_samples(language)})
+    else:
+        _print_scores(scores, language)
+    return 0
+
+
+def _without_samples(language: Mapping[str, Any]) -> dict[str, Any]:
+    return {kind: {key: value for key, value in part.items() if key != "samples"} for kind, part in language.items()}
+
+
+def _print_scores(scores: Sequence[Mapping[str, Any]], language: Mapping[str, Any]) -> None:
+    from trainer.evaluate import normalized_score
+
+    rows = []
+    for score in scores:
+        expert, random = score["expert_return"], score["random_return"]
+        neighbour = normalized_score(score["nearest_neighbour_return"], expert=expert, random=random)
+        mean = sum(score["episode_returns"]) / len(score["episode_returns"])
+        rows.append((score["task_id"], random, expert, mean, score["normalized_score"], neighbour))
+    print_table(rows, ("task", "random", "specialist", "generalist", "score %", "nearest neighbour %"))
+    values = [score["normalized_score"] for score in scores]
+    if values:
+        print(
+            f"mean score {sum(values) / len(values):.1f}%, lowest {min(values):.1f}%, "
+            f"{sum(value >= 50 for value in values)} of {len(values)} tasks at 50% of their specialist or more"
+        )
+    for kind, part in _without_samples(language).items():
+        print(f"{kind}: {json.dumps(part)}")
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from trainer.report import build_report
+
+    path = build_report(Path(arguments.run))
+    if arguments.json:
+        print_json({"report": str(path)})
+    else:
+        print(f"report: {path}")
+    return 0
