@@ -1,8 +1,8 @@
 """Which episodes are held out: decided by what must stay together, never by chance at run time.
 
-Control tasks are all training data, they are judged by rollouts. A corpus declares its own split when the split group
-begins with "train/" or "validation/"; otherwise a share of the groups (of the contents, where there is no group) is held
-out by hash, the same ones whatever the seed, the task or the order.
+Control tasks are all training data: they are judged by rollouts. A corpus declares its own split when the split
+group begins with "train/" or "validation/"; otherwise a share of the groups (of the contents, where there is no group)
+is held out by hash, the same ones whatever the seed, the task or the order.
 """
 
 from __future__ import annotations

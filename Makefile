@@ -1,0 +1,48 @@
+# Two commands: `make demo` and `make test`. Each sets up what it needs first; plain pip is enough, uv is used if present.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements/lock.txt
+STAMP := $(VENV)/.installed-$(shell cksum $(LOCK) pyproject.toml | cksum | cut -d' ' -f1)
+export SDL_VIDEODRIVER ?= dummy
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help demo test test-slow lint benchmarks clean setup
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP)  ## .venv with pinned versions
+
+$(STAMP): $(LOCK) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "Python 3.11 to 3.13 is needed; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV); \
+	  $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "python3-venv is missing: sudo apt-get install python3-venv"; exit 2; }; }
+	@echo "installing pinned packages into $(VENV) (once, a few minutes)"
+	@if command -v uv >/dev/null; then VIRTUAL_ENV=$(VENV) uv pip install -q -c $(LOCK) -e '.[dev]'; \
+	  else $(BIN)/python -m pip install -q --disable-pip-version-check -c $(LOCK) -e '.[dev]'; fi
+	@rm -f $(VENV)/.installed-* && touch $@
+
+demo: $(STAMP)  ## specialists, demonstrations, shards, one generalist, its scores: under runs/demo, in 20 minutes
+	@$(BIN)/python examples/demo.py $(DEMO_FLAGS)
+
+test: $(STAMP)  ## the checks and the fast tests, in five minutes
+	@$(MAKE) --no-print-directory lint
+	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+test-slow: $(STAMP)  ## the slow tests
+	@$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+
+lint: $(STAMP)  ## ruff, mypy, the layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check -q .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache >/tmp/lint-imports.$$$$ || { cat /tmp/lint-imports.$$$$; exit 1; }; rm -f /tmp/lint-imports.$$$$
+
+benchmarks: $(STAMP)  ## measures, appended to benchmarks/results.jsonl
+	@$(BIN)/python -m benchmarks
+
+clean:  ## removes the demo's results, not .venv
+	rm -rf runs/demo
