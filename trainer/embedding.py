@@ -71,6 +71,10 @@ class InputEmbedding(nn.Module):
         with torch.no_grad():
             rows = smooth_bin_rows(self.tokens.embedding_dim, generator)
             self.tokens.weight[CONTINUOUS_OFFSET : CONTINUOUS_OFFSET + NUM_BINS] = rows
+        for layer in (self.patches.root, self.patches.conv1, self.patches.conv2, self.patches.out):
+            fan_in = layer.weight[0].numel()
+            nn.init.normal_(layer.weight, std=fan_in**-0.5, generator=generator)
+            nn.init.zeros_(layer.bias)
 
     def forward(
         self,

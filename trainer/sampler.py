@@ -192,8 +192,9 @@ def assemble(
             local_positions[place : place + size] = task.local_positions[piece.start : piece.end]
             kinds = task.targets[piece.start : piece.end]
             # The first token of a segment has no token before it that could predict it.
-            (places,) = np.nonzero(kinds[1:] if place == segment_start else kinds)
-            places = places + (1 if place == segment_start else 0)
+            is_target = kinds > 0 if text_observation_weight else kinds == TargetKind.ACTION
+            is_target[: int(place == segment_start)] = False
+            (places,) = np.nonzero(is_target)
             if len(places):
                 observed = kinds[places] == TargetKind.OBSERVATION_TEXT
                 slots.append(place + places - 1)

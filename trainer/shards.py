@@ -122,7 +122,9 @@ class Dataset:
         """Every pack of a split, in the order of the shards."""
         for shard in self.info["shards"]:
             if shard["split"] == split and task_id in (None, shard["task_id"]):
-                yield from read_shard(self.path / shard["file"], num_samples=shard["num_samples"])
+                yield from read_shard(
+                    self.path / shard["file"], num_samples=shard["num_samples"], num_bytes=shard["bytes"]
+                )
 
     @property
     def has_text_model(self) -> bool:
@@ -146,7 +148,7 @@ class Dataset:
         return {task_id: _join(tasks[task_id], packs[task_id]) for task_id in sorted(packs)}
 
 
-def read_shard(path: Path, *, num_samples: int) -> Iterator[Pack]:
+def read_shard(path: Path, *, num_samples: int, num_bytes: int) -> Iterator[Pack]:
     """The packs of one tar.
 
     Raises:
@@ -155,6 +157,8 @@ def read_shard(path: Path, *, num_samples: int) -> Iterator[Pack]:
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            if len(view) != num_bytes:
+                raise tarfile.ReadError(f"expected {num_bytes} bytes, got {len(view)}")
             samples: dict[str, dict[str, Any]] = {}
             for member in tar.getmembers():
                 key, _, extension = member.name.partition(".")

@@ -1,0 +1,128 @@
+"""What training sequences hold, and that they are a pure function of their number."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from episode_store.errors import UserError
+from tokenization.token_sequence import TargetKind
+from tokenization.vocabulary import PATCH_PLACEHOLDER, SEPARATOR
+from trainer.config import SamplerConfig
+from trainer.sampler import Piece, Sampler, assemble
+
+CONFIG = SamplerConfig(context_tokens=96, long_segment_tokens=64)
+ARRAYS = ("tokens", "local_positions", "positions", "patches", "patch_positions", "target_slots", "target_ids")
+
+
+def test_sequence_is_a_pure_function_of_its_number(data):
+    one, two = Sampler(data, CONFIG, seed=3), Sampler(data, CONFIG, seed=3)
+    two.sequence(5)  # what was drawn before does not matter
+    for number in (0, 7, 10**9):
+        a, b = one.sequence(number), two.sequence(number)
+        assert all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ARRAYS)
+        assert a.segment_lengths == b.segment_lengths
+    other = Sampler(data, CONFIG, seed=4).sequence(7)
+    assert not np.array_equal(other.tokens, one.sequence(7).tokens)
+
+
+def test_sequences_are_full_and_their_segments_add_up(data):
+    sampler = Sampler(data, CONFIG, seed=0)
+    rows = [sampler.sequence(number) for number in range(200)]
+    assert all(sum(row.segment_lengths) == CONFIG.context_tokens == len(row.tokens) for row in rows)
+    assert np.mean([row.num_real for row in rows]) >= 0.95 * CONFIG.context_tokens
+    for row in rows:
+        starts = np.cumsum([0, *row.segment_lengths])[:-1]
+        assert (row.positions[starts] == 0).all()
+        # No target is predicted from another segment.
+        segment = np.repeat(np.arange(len(row.segment_lengths)), row.segment_lengths)
+        assert (segment[row.target_slots] == segment[row.target_slots + 1]).all()
+        assert (row.target_slots + 1 < row.num_real).all()
+
+
+def test_targets_are_the_tokens_after_their_slots(data):
+    sampler = Sampler(data, CONFIG, seed=0)
+    for number in range(50):
+        row = sampler.sequence(number)
+        assert np.array_equal(row.tokens[row.target_slots + 1], row.target_ids)
+        assert SEPARATOR not in row.target_ids
+        assert PATCH_PLACEHOLDER not in row.tokens
+
+
+def test_a_segment_by_hand(data):
+    task = data["Discrete-v0"]  # 3 values, separator, action: 5 tokens a step
+    pieces = [Piece(start=5, end=10), Piece(start=20, end=30)]
+    row = assemble([(7, task, pieces)], length=20, text_observation_weight=1.0, rng=np.random.default_rng(0))
+    assert row.tokens.tolist() == [*task.tokens[5:10].tolist(), *task.tokens[20:30].tolist(), 0, 0, 0, 0, 0]
+    assert row.positions[:15].tolist() == list(range(15))
+    assert row.local_positions[:10].tolist() == [0, 1, 2, 3, -1, 0, 1, 2, 3, -1]
+    assert row.segment_lengths == [15, 5]
+    assert row.target_slots.tolist() == [3, 8, 13]
+    assert row.target_tasks.tolist() == [7, 7, 7]
+    assert row.target_is_text.tolist() == [False] * 3
+    assert row.num_real == 15
+
+
+def test_patches_and_instructions(data):
+    task = data["grid/Seen-v0"]
+    first, second = task.timestep_offsets[1:3].tolist()
+    row = assemble([(0, task, [Piece(start=first, end=second)])], length=second - first, text_observation_weight=0.5,
+                   rng=np.random.default_rng(0))  # fmt: skip
+    kinds = task.targets[first:second]
+    num_text = int((kinds == TargetKind.OBSERVATION_TEXT).sum())
+    assert row.patch_slots.tolist() == list(range(num_text, num_text + 6))
+    assert (row.tokens[row.patch_slots] == 0).all()
+    assert row.patches[row.patch_index].shape == (6, 16, 16, 3)
+    # The first token of a segment has nothing before it; the other text tokens count half, the action whole.
+    assert row.target_weights.tolist() == [0.5] * (num_text - 1) + [1.0]
+    assert row.target_is_text.tolist() == [True] * (num_text - 1) + [False]
+    assert ((row.patch_positions >= 0) & (row.patch_positions < 128)).all()
+
+
+def test_without_weight_instructions_are_no_targets(data):
+    task = data["grid/Seen-v0"]
+    end = int(task.timestep_offsets[1])
+    row = assemble([(0, task, [Piece(start=0, end=end)])], length=end, text_observation_weight=0.0,
+                   rng=np.random.default_rng(0))  # fmt: skip
+    assert row.target_is_text.tolist() == [False]
+
+
+def test_weights_are_shares_of_the_tokens(data):
+    weights = {"Discrete-v0": 3.0, "Continuous-*": 1.0, "*": 0.0}
+    sampler = Sampler(data, dataclasses.replace(CONFIG, task_weights=weights), seed=0)
+    targets = np.zeros(len(sampler.task_ids))
+    for number in range(400):
+        targets += np.bincount(sampler.sequence(number).target_tasks, minlength=len(targets))
+    targets = dict(zip(sampler.task_ids, targets, strict=True))
+    assert targets["grid/Seen-v0"] == targets["text/story-v0"] == 0
+    # One target in 5 tokens against two in 5.
+    assert targets["Discrete-v0"] / (targets["Continuous-v0"] / 2) == pytest.approx(3.0, rel=0.15)
+
+
+def test_a_quarter_of_the_segments_is_prompted(data):
+    weights = {"Discrete-v0": 1.0, "*": 0.0}
+    config = dataclasses.replace(CONFIG, task_weights=weights, short_segment_share=1.0)
+    sampler = Sampler(data, config, seed=0)
+    rng = np.random.default_rng(0)
+    task = data["Discrete-v0"]
+    segments = [sampler._segment(task, rng) for _ in range(2000)]
+    prompted = [segment for segment in segments if len(segment) == 2]
+    assert len(prompted) / len(segments) == pytest.approx(0.25, abs=0.04)
+    episode_of = np.repeat(np.arange(task.num_episodes), np.diff(task.episode_offsets))
+    step_of = {int(offset): step for step, offset in enumerate(task.timestep_offsets[:-1])}
+    ends = 0
+    for prompt, segment in prompted:
+        assert episode_of[step_of[prompt.start]] != episode_of[step_of[segment.start]]
+        last = task.timestep_offsets[task.episode_offsets[episode_of[step_of[prompt.start]] + 1]]
+        ends += prompt.end == last
+    assert ends / len(prompted) > 0.5  # half by choice, some by chance
+
+
+def test_too_small_a_context_is_told(data):
+    with pytest.raises(UserError, match=r"task grid/Seen-v0: a timestep has \d+ tokens, more than"):
+        Sampler(data, dataclasses.replace(CONFIG, context_tokens=8), seed=0)
+
+
+def test_nothing_to_learn_is_told(data):
+    with pytest.raises(UserError, match="every task has weight 0"):
+        Sampler(data, dataclasses.replace(CONFIG, task_weights={"*": 0.0}), seed=0)

@@ -1,0 +1,170 @@
+"""Training: resumed runs are exact, broken input is told in one line."""
+
+import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from episode_store.errors import UserError
+from trainer import checkpoint
+from trainer.config import TrainConfig, override
+from trainer.model import Generalist
+from trainer.optim import learning_rate
+from trainer.shards import Dataset
+from trainer.train import train
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def weights(run):
+    return load_file(checkpoint.latest(run) / "model.safetensors")
+
+
+def test_trains_and_logs(shards, tmp_path, config):
+    summary = train(Dataset.open(shards), tmp_path / "run", dataclasses.replace(config, steps=30))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 31))
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert set(rows[-1]) >= {"loss", "learning_rate", "gradient_norm", "tokens_per_second", "task_losses"}
+    assert summary["steps"] == 30
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    assert len(checkpoint.list_checkpoints(tmp_path / "run")) == 2
+
+
+def test_a_resumed_run_ends_with_the_same_bits(shards, tmp_path, config):
+    dataset = Dataset.open(shards)
+    train(dataset, tmp_path / "whole", config)
+    train(dataset, tmp_path / "cut", config)
+    # As if it had been killed after step 4: the later checkpoint never came to be.
+    shutil.rmtree(checkpoint.latest(tmp_path / "cut"))
+    train(dataset, tmp_path / "cut", config)
+    expected, got = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    lines = (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_killed_for_real_it_ends_with_the_same_bits(shards, tmp_path, config):
+    config = dataclasses.replace(config, steps=60, checkpoint_every_steps=5)
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import json, sys, torch\nfrom pathlib import Path\nfrom trainer.config import TrainConfig\n"
+        "from trainer.shards import Dataset\nfrom trainer.train import train\ntorch.set_num_threads(1)\n"
+        "train(Dataset.open(sys.argv[1]), Path(sys.argv[2]), TrainConfig.from_json(json.loads(sys.argv[3])))\n"
+    )
+    command = [sys.executable, str(script), str(shards)]
+    settings = json.dumps(config.to_json())
+    subprocess.run([*command, str(tmp_path / "whole"), settings], check=True, capture_output=True)
+    for kill in range(20):
+        process = subprocess.Popen([*command, str(tmp_path / "cut"), settings], stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        before = len(checkpoint.list_checkpoints(tmp_path / "cut"))
+        latest = before and checkpoint.latest(tmp_path / "cut")
+        while process.poll() is None and time.monotonic() < deadline:
+            found = checkpoint.list_checkpoints(tmp_path / "cut")
+            if found and found[-1] != latest and kill < 4:
+                time.sleep(0.02 * kill)
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.005)
+        if process.wait() == 0:
+            break
+    expected, got = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_another_setting_is_not_mixed_in(shards, tmp_path, config):
+    train(Dataset.open(shards), tmp_path / "run", config)
+    with pytest.raises(UserError, match="begun with batch_size=2, now 3; use the same settings to resume"):
+        train(Dataset.open(shards), tmp_path / "run", dataclasses.replace(config, batch_size=3))
+
+
+def test_a_budget_shortens_the_schedule(shards, tmp_path, config):
+    config = dataclasses.replace(config, steps=100_000, budget_seconds=1.0, checkpoint_every_steps=50)
+    summary = train(Dataset.open(shards), tmp_path / "run", config)
+    assert 50 <= summary["steps"] < 5_000
+    assert checkpoint.read_state(checkpoint.latest(tmp_path / "run"))["total_steps"] == summary["steps"]
+
+
+def test_a_checkpoint_of_another_vocabulary_is_told(shards, tmp_path, config):
+    train(Dataset.open(shards), tmp_path / "run", config)
+    file = checkpoint.latest(tmp_path / "run") / "state.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "vocabulary_size": 32_000}))
+    with pytest.raises(UserError, match="another vocabulary: expected 33025 ids, got 32000"):
+        checkpoint.load_model(tmp_path / "run", torch.device("cpu"))
+
+
+def test_a_damaged_checkpoint_is_told(shards, tmp_path, config):
+    train(Dataset.open(shards), tmp_path / "run", config)
+    file = checkpoint.latest(tmp_path / "run") / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"model\.safetensors: damaged"):
+        checkpoint.load_model(tmp_path / "run", torch.device("cpu"))
+
+
+def test_weights_of_another_shape_are_told(tmp_path, shards, config):
+    train(Dataset.open(shards), tmp_path / "run", config)
+    other = Generalist(dataclasses.replace(config.model, width=64))
+    with pytest.raises(UserError, match=r"weights do not fit this model: .* expected \(.*\), got \("):
+        checkpoint.load_weights(checkpoint.latest(tmp_path / "run"), other)
+
+
+def test_a_run_without_checkpoint_is_told(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint there; train first"):
+        checkpoint.latest(tmp_path)
+
+
+@pytest.mark.parametrize("cut", [0.3, 0.9])
+def test_a_shard_cut_short_is_told(shards, tmp_path, config, cut):
+    shutil.copytree(shards, tmp_path / "shards")
+    file = next((tmp_path / "shards").glob("Discrete*.tar"))
+    file.write_bytes(file.read_bytes()[: int(cut * file.stat().st_size) // 512 * 512])
+    with pytest.raises(UserError, match=rf"{file.name}.*(damaged|cut short|missing|expected)"):
+        train(Dataset.open(tmp_path / "shards"), tmp_path / "run", config)
+
+
+def test_a_flipped_bit_in_a_shard_is_told(shards, tmp_path, config):
+    shutil.copytree(shards, tmp_path / "shards")
+    file = next((tmp_path / "shards").glob("Discrete*.tar"))
+    content = bytearray(file.read_bytes())
+    content[content.index(b"NUMPY") + 200] ^= 4
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=file.name):
+        train(Dataset.open(tmp_path / "shards"), tmp_path / "run", config)
+
+
+def test_a_folder_without_shards_is_told(tmp_path):
+    with pytest.raises(UserError, match="no finished shards; run `beam_jobs build-shards"):
+        Dataset.open(tmp_path)
+
+
+def test_schedule_by_hand():
+    config = TrainConfig().optimizer
+    assert learning_rate(0, 1000, config) == pytest.approx(2e-3 / 100)
+    assert learning_rate(99, 1000, config) == pytest.approx(2e-3)
+    assert learning_rate(550, 1000, config) == pytest.approx(2e-3 * (0.1 + 0.9 * 0.5))
+    assert learning_rate(1000, 1000, config) == pytest.approx(2e-4)
+
+
+def test_settings_from_the_command_line():
+    config = override(TrainConfig(), {"model.width": "64", "sampler.prompt_share": "0.5", "precision": "bf16"})
+    assert (config.model.width, config.sampler.prompt_share, config.precision) == (64, 0.5, "bf16")
+    with pytest.raises(UserError, match=r"--set model\.widht: unknown setting"):
+        override(config, {"model.widht": "64"})
+    with pytest.raises(UserError, match=r"--set model\.width: expected a int, got 'big'"):
+        override(config, {"model.width": "big"})
+    assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
