@@ -1,0 +1,1 @@
+"""Measures of this project beside its peers: `python -m benchmarks`."""

@@ -1,0 +1,85 @@
+"""How everything here is measured: ours and the peer in turn, in one run, on the same data.
+
+Times are seconds of this process's CPU, which other work on the machine disturbs less than the clock on the wall.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+RESULTS = Path(__file__).with_name("results.jsonl")
+_SHORTEST_SECONDS = 0.1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measure:
+    """One comparison; a call of `ours` or `peer` works through `amount` of `unit`."""
+
+    name: str
+    unit: str
+    amount: float
+    ours: Callable[[], object]
+    peer: Callable[[], object]
+    peer_name: str
+
+    def run(self, rounds: int) -> dict[str, object]:
+        """A line of `results.jsonl`: `ratio` is the median of the rounds' ratios, `spread` their range."""
+        calls = [_calls(self.ours), _calls(self.peer)]  # also warms up
+        pairs = [(_seconds(self.ours, calls[0]), _seconds(self.peer, calls[1])) for _ in range(rounds)]
+        ours, peer = zip(*pairs, strict=True)
+        ratios = [theirs / mine for mine, theirs in pairs]
+        return {
+            "name": self.name,
+            "value": _rounded(self.amount / statistics.median(ours)),
+            "unit": self.unit,
+            "peer": self.peer_name,
+            "peer_value": _rounded(self.amount / statistics.median(peer)),
+            "ratio": _rounded(statistics.median(ratios)),
+            "spread": [_rounded(min(ratios)), _rounded(max(ratios))],
+            "machine": machine(),
+            "commit": commit(),
+        }
+
+
+def append(result: dict[str, object]) -> None:
+    """Adds a line to `results.jsonl`."""
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(result) + "\n")
+
+
+def machine() -> str:
+    """Processor and number of cores."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else os.uname().machine}, {os.cpu_count()} cores"
+
+
+def commit() -> str:
+    """What was measured; "-dirty" where files differ from the commit, "" outside a clone."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    done = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def _seconds(function: Callable[[], object], calls: int) -> float:
+    began = time.process_time()
+    for _ in range(calls):
+        function()
+    return max(time.process_time() - began, 1e-9) / calls
+
+
+def _calls(function: Callable[[], object]) -> int:
+    """So many that they take long enough to be timed."""
+    function()
+    return max(1, round(_SHORTEST_SECONDS / _seconds(function, 1)))
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
