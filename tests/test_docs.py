@@ -170,6 +170,13 @@ def test_files_named_exist(page: Path) -> None:
         assert (ROOT / name).exists(), f"{page.name}: {name} does not exist"
 
 
+def test_settings_named_on_the_trainers_page_exist() -> None:
+    source = "\n".join(path.read_text() for path in (ROOT / "trainer").glob("*.py"))
+    named = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`", (ROOT / "docs" / "trainer.md").read_text()))
+    assert len(named) > 10
+    assert {name for name in named if not re.search(rf"\b{name}\b", source)} == set()
+
+
 def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs" / "README.md").read_text()
     listed = set(_LINK.findall(index))
