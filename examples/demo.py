@@ -37,12 +37,12 @@ TASKS = {
     "metaworld/button-press-v3": 12_000,
     "metaworld/drawer-close-v3": 10_000,
 }
-# Corpus -> episodes to take.
+# Corpus -> steps to take: texts, replies, pictures, questions.
 CORPORA = {
     "text/wikipedia-v0": 4_000,
-    "dialogue/chitchat-v0": 2_500,
-    "caption/openmoji-v0": 275,
-    "vqa/easy-vqa-v0": 2_000,
+    "dialogue/chitchat-v0": 25_000,
+    "caption/openmoji-v0": 1_375,
+    "vqa/easy-vqa-v0": 10_000,
 }
 FILMED = (
     "CartPole-v1",
@@ -87,7 +87,8 @@ def stages(run: Path, *, tasks: dict[str, int], corpora: dict[str, int], minutes
          ["trainer", "train", "--shards", shards, "--output", train, "--preset", "demo", "--minutes", str(minutes),
           "--seed", str(seed)]),
         ("evaluate", "the one network acts in every task, beside a nearest-neighbour policy",
-         ["trainer", "evaluate", "--run", train, "--shards", shards, "--output", str(run), "--agents", str(run),
+         ["trainer", "evaluate", "--run", train, "--shards", shards, "--output", str(run), "--scores", baselines,
+          "--agents", str(run),
           "--episodes", str(episodes), "--workers", str(workers), "--seed", str(seed), "--films", *films]),
         ("report", "one page", ["trainer", "report", "--run", str(run)]),
     ]  # fmt: skip

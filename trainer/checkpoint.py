@@ -3,12 +3,13 @@
 <run>/config.json                       the resolved settings
 <run>/checkpoints/step-00001200/
     model.safetensors                   weights in fp32
-    optimizer.safetensors               AdamW's moments, "<parameter>.exp_avg" and so on
+    optimizer.safetensors               moments, "<parameter>.exp_avg" and so on
     state.json                          step, schedule, random state; written last inside the folder
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from episode_store.errors import UserError
 from tokenization.vocabulary import VOCABULARY_SIZE
 from trainer.config import TrainConfig
 from trainer.model import Generalist
+from trainer.optim import Optimizer
 
 FORMAT = "gato-checkpoint-v1"
 CONFIG_FILE = "config.json"
@@ -33,7 +35,7 @@ _NAME = re.compile(r"step-(\d{8})")
 
 
 def save(
-    run: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], keep: int = 2
+    run: Path, *, step: int, model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any], keep: int = 2
 ) -> Path:
     """Writes a checkpoint and removes all but the last `keep`."""
     folder = run / "checkpoints"
@@ -47,7 +49,7 @@ def save(
               partial / "model.safetensors")  # fmt: skip
     moments = {
         f"{names[id(parameter)]}.{key}": value.detach().cpu().contiguous()
-        for parameter, slots in optimizer.state.items()
+        for parameter, slots in optimizer.slots().items()
         for key, value in slots.items()
     }
     save_file(moments, partial / "optimizer.safetensors")
@@ -106,6 +108,12 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
+def weights_hash(checkpoint: Path) -> str:
+    """32 hex digits that name a checkpoint's weights."""
+    with (checkpoint / "model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+
+
 def load_config(run: Path) -> TrainConfig:
     """The settings a run was made with."""
     try:
@@ -135,16 +143,17 @@ def load_weights(checkpoint: Path, model: Generalist) -> None:
     model.load_state_dict(tensors)
 
 
-def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> None:
     """Puts a checkpoint's moments into an optimizer of the same model."""
-    moments = _load(checkpoint / "optimizer.safetensors")
-    for name, parameter in model.named_parameters():
-        prefix = f"{name}."
-        slots = {key: moments[prefix + key] for key in ("step", "exp_avg", "exp_avg_sq") if prefix + key in moments}
-        if slots:
-            optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in slots.items()
-            }
+    slots: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
+    parameters = dict(model.named_parameters())
+    for name, value in _load(checkpoint / "optimizer.safetensors").items():
+        owner, _, key = name.rpartition(".")
+        if owner not in parameters:
+            raise UserError(f"{checkpoint}: optimizer state of {owner}, which this model does not have")
+        # The step counter stays on the CPU.
+        slots.setdefault(parameters[owner], {})[key] = value if key == "step" else value.to(parameters[owner].device)
+    optimizer.load_slots(slots)
 
 
 def load_model(run: Path, device: torch.device, checkpoint: Path | None = None) -> Generalist:

@@ -108,7 +108,8 @@ def _add_evaluate(command: CommandLine) -> None:
     add_episodes(evaluate, 50)
     add_seed(evaluate)
     evaluate.add_argument("--workers", type=positive_int, default=1, metavar="N", help="processes (1)")
-    evaluate.add_argument("--temperature", type=float, default=None, metavar="T", help="of the sampling of actions")
+    evaluate.add_argument("--temperature", type=float, default=None, metavar="T", help="of sampling discrete actions")
+    evaluate.add_argument("--bin-temperature", type=float, default=None, metavar="T", help="of continuous ones")
     evaluate.add_argument("--prompt-steps", type=int, default=None, metavar="N", help="steps of prompt; 0 for none")
     evaluate.add_argument("--history-steps", type=positive_int, default=None, metavar="N", help="past steps it sees")
     evaluate.add_argument(
@@ -118,6 +119,7 @@ def _add_evaluate(command: CommandLine) -> None:
         "--films", metavar="TASK", nargs="*", default=None, help="tasks to film beside their specialist"
     )
     evaluate.add_argument("--agents", metavar="DIR", help="the --output folder of `collectors train`, for the films")
+    evaluate.add_argument("--scores", metavar="FILE", help="what specialists and random reach, of `collectors score`")
     evaluate.add_argument("--no-language", action="store_true", help="leave out captions, questions, texts")
 
 
@@ -143,14 +145,17 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         chosen = [task_id for task_id in control if any(fnmatch.fnmatchcase(task_id, p) for p in arguments.tasks)]
     given = {
         "temperature": arguments.temperature,
+        "bin_temperature": arguments.bin_temperature,
         "prompt_steps": arguments.prompt_steps,
         "history_steps": arguments.history_steps,
     }
+    purpose = Purpose[arguments.purpose.upper()]
     job = EvaluationJob(
         run=run,
         shards=shards,
         acting=ActingConfig(**{name: value for name, value in given.items() if value is not None}),
-        seeds=tuple(episode_seeds(Purpose[arguments.purpose.upper()], seed=arguments.seed, count=arguments.episodes)),
+        seeds=tuple(episode_seeds(purpose, seed=arguments.seed, count=arguments.episodes)),
+        scores=Path(arguments.scores) if arguments.scores else None,
     )
     output.mkdir(parents=True, exist_ok=True)
     results = evaluate(job, chosen, partial=output / "evaluation", workers=arguments.workers)

@@ -44,7 +44,8 @@ class SamplerConfig:
       context_tokens: length of a packed sequence.
       short_segment_share: share of the control segments that have 1 to `short_segment_steps` steps; the others take
         what fits into `long_segment_tokens`.
-      episode_start_share: share of the control segments that begin at the first step of their episode.
+      early_start_share: share of the control segments that begin at a log-uniform step of a uniform episode, so mostly
+        early; the others begin at a uniform step of all.
       prompt_share: share of the segments that begin with a prompt (the paper: 25%).
       prompt_steps: most steps of a prompt; half of the prompts come from the end of their episode.
       text_observation_weight: weight in the loss of text tokens inside observations (the paper: 1).
@@ -56,7 +57,7 @@ class SamplerConfig:
     short_segment_share: float = 0.8
     short_segment_steps: int = 3
     long_segment_tokens: int = 256
-    episode_start_share: float = 0.1
+    early_start_share: float = 0.5
     prompt_share: float = 0.25
     prompt_steps: int = 2
     text_observation_weight: float = 1.0
@@ -65,10 +66,20 @@ class SamplerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with the paper's constants; a linear warm-up, then a cosine to a tenth (or `final_learning_rate_share`)."""
+    """AdamW with the paper's constants; a linear warm-up, then a cosine to `final_learning_rate_share` (a tenth).
+
+    Attributes:
+      matrix_optimizer: of the blocks' matrices: "adamw", as in the paper, or "muon", which needs fewer steps.
+      muon_learning_rate_share: of the learning rate for those matrices under Muon.
+      bin_learning_rate_share: of the learning rate for the rows of the continuous bins. A bin is seen rarely, and
+        Adam's first steps have full size: at the full rate a row would soon be unlike its neighbours.
+    """
 
     learning_rate: float = 2e-3
+    matrix_optimizer: str = "adamw"
+    muon_learning_rate_share: float = 1.0
     final_learning_rate_share: float = 0.1
+    bin_learning_rate_share: float = 0.1
     warmup_steps: int = 100
     beta1: float = 0.9
     beta2: float = 0.95

@@ -10,7 +10,7 @@ import torch
 
 from tokenization import image_patches
 from tokenization.token_sequence import ACTION_POSITION, TokenSequence, observation_positions
-from tokenization.vocabulary import PATCH_PLACEHOLDER
+from tokenization.vocabulary import CONTINUOUS_OFFSET, NUM_DISCRETE, PATCH_PLACEHOLDER
 from trainer.attention import KeyValueCache
 from trainer.model import Generalist, ModelInput
 from trainer.precision import autocast
@@ -135,13 +135,26 @@ class Decoder:
         return hidden[torch.arange(len(rows), device=device), valid - 1].float()
 
     @torch.no_grad()
-    def sample(
+    def sample_action(
         self, hidden: torch.Tensor, low: int, high: int, rngs: Sequence[np.random.Generator], temperature: float
     ) -> np.ndarray:
-        """An id in [low, high) for each row of `hidden` [n, D]: softmax at `temperature`, or the best one at 0."""
-        logits = self._model.logits(hidden, low, high).float().cpu().numpy()
-        if temperature > 0:
-            # The Gumbel trick: one generator a row, so a row's choice does not depend on its neighbours.
-            noise = np.stack([rng.gumbel(size=high - low) for rng in rngs])
-            logits = logits / temperature + noise
-        return logits.argmax(axis=1) + low
+        """An id in [low, high), discrete values or bins, for each row of `hidden` [n, D]."""
+        shift = CONTINUOUS_OFFSET - NUM_DISCRETE if low >= CONTINUOUS_OFFSET else 0
+        logits = self._model.control_logits(hidden)[:, low - shift : high - shift]
+        return _sample(logits, rngs, temperature) + low
+
+    @torch.no_grad()
+    def sample_text(
+        self, hidden: torch.Tensor, num_pieces: int, rngs: Sequence[np.random.Generator], temperature: float
+    ) -> np.ndarray:
+        """A piece of text for each row of `hidden` [n, D]."""
+        return _sample(self._model.text_logits(hidden)[:, :num_pieces], rngs, temperature)
+
+
+def _sample(logits: torch.Tensor, rngs: Sequence[np.random.Generator], temperature: float) -> np.ndarray:
+    """Softmax at `temperature`, or the most likely at 0."""
+    values = logits.float().cpu().numpy()
+    if temperature > 0:
+        # The Gumbel trick: one generator a row, so a row's choice does not depend on its neighbours.
+        values = values / temperature + np.stack([rng.gumbel(size=values.shape[1]) for rng in rngs])
+    return values.argmax(axis=1)

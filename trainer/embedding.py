@@ -17,14 +17,14 @@ PATCH_POSITION_BUCKETS = 128
 EMBEDDING_STD = 0.02
 
 
-def smooth_bin_rows(width: int, generator: torch.Generator) -> Tensor:
+def smooth_bin_rows(width: int, generator: torch.Generator, *, finest: float = 256.0) -> Tensor:
     """Initial rows [1024, width] of the continuous ids: random Fourier features of the bin's place in [-1, 1].
 
     Neighbouring bins start with similar rows, so what is learned about one value holds for the values beside it.
     """
     centres = (torch.arange(NUM_BINS) + 0.5) / NUM_BINS * 2.0 - 1.0
     # Wavelengths from the whole range to about eight bins, evenly in the logarithm.
-    log_frequency = torch.rand(width, generator=generator) * math.log(256.0)
+    log_frequency = torch.rand(width, generator=generator) * math.log(finest)
     phase = torch.rand(width, generator=generator) * 2.0 * math.pi
     features = torch.cos(centres[:, None] * torch.exp(log_frequency)[None, :] * math.pi / 2.0 + phase)
     return features * (EMBEDDING_STD * math.sqrt(2.0))
@@ -58,7 +58,10 @@ class InputEmbedding(nn.Module):
 
     def __init__(self, width: int, patch_channels: int) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(VOCABULARY_SIZE, width)
+        # One vocabulary in two tables, since they learn at different rates (optim.py): text with the discrete values,
+        # and the continuous bins with the separator.
+        self.text = nn.Embedding(CONTINUOUS_OFFSET, width)
+        self.bins = nn.Embedding(VOCABULARY_SIZE - CONTINUOUS_OFFSET, width)
         self.local_positions = nn.Embedding(NUM_OBSERVATION_POSITIONS + 1, width)
         self.patch_rows = nn.Embedding(PATCH_POSITION_BUCKETS, width)
         self.patch_columns = nn.Embedding(PATCH_POSITION_BUCKETS, width)
@@ -66,15 +69,14 @@ class InputEmbedding(nn.Module):
 
     def initialize(self, generator: torch.Generator) -> None:
         """Sets the tables' initial values."""
-        for table in (self.tokens, self.local_positions, self.patch_rows, self.patch_columns):
+        for table in (self.text, self.bins, self.local_positions, self.patch_rows, self.patch_columns):
             nn.init.normal_(table.weight, std=EMBEDDING_STD, generator=generator)
         with torch.no_grad():
-            rows = smooth_bin_rows(self.tokens.embedding_dim, generator)
-            self.tokens.weight[CONTINUOUS_OFFSET : CONTINUOUS_OFFSET + NUM_BINS] = rows
+            self.bins.weight[:NUM_BINS] = smooth_bin_rows(self.bins.embedding_dim, generator)
         for layer in (self.patches.root, self.patches.conv1, self.patches.conv2, self.patches.out):
             fan_in = layer.weight[0].numel()
             nn.init.normal_(layer.weight, std=fan_in**-0.5, generator=generator)
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(layer.get_parameter("bias"))
 
     def forward(
         self,
@@ -95,7 +97,9 @@ class InputEmbedding(nn.Module):
           patch_index_M: row of `patches` of each patch token.
           patch_positions_M2: row and column index in [0, 128) of each patch token.
         """
-        x = self.tokens(tokens_N)
+        is_bin = tokens_N >= CONTINUOUS_OFFSET
+        text = self.text(tokens_N.masked_fill(is_bin, 0))
+        x = torch.where(is_bin[:, None], self.bins((tokens_N - CONTINUOUS_OFFSET).clamp_min(0)), text)
         if len(patch_slots_M):
             rows, columns = patch_positions_M2.unbind(1)
             vectors = self.patches(patches)[patch_index_M]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from collectors import registry
+from collectors import registry, scores
 from collectors.rollout import Policy, rollout
 from episode_store.command_line import progress
 from episode_store.errors import UserError
@@ -73,6 +73,8 @@ class EvaluationJob:
       num_envs: environments stepped together, at most.
       threads: of torch in each process.
       agent_seed: of the specialists, for films.
+      scores: file of `collectors score` with what specialists and a random policy reach; None: what the return filter
+        of the shards saw.
     """
 
     run: Path
@@ -82,6 +84,7 @@ class EvaluationJob:
     num_envs: int = 50
     threads: int = 1
     agent_seed: int = 0
+    scores: Path | None = None
 
 
 def evaluate(job: EvaluationJob, task_ids: Sequence[str], *, partial: Path, workers: int = 1) -> list[EvaluationResult]:
@@ -92,7 +95,13 @@ def evaluate(job: EvaluationJob, task_ids: Sequence[str], *, partial: Path, work
     if unknown:
         raise UserError(f"{job.shards}: no control tasks {unknown} in these shards; there are {control}")
     job_key = json.dumps(
-        [str(checkpoint.latest(job.run).name), dataclasses.asdict(job.acting), job.seeds, dataset.info["fingerprint"]]
+        [
+            checkpoint.weights_hash(checkpoint.latest(job.run)),
+            dataclasses.asdict(job.acting),
+            job.seeds,
+            dataset.info["fingerprint"],
+            job.scores.read_text() if job.scores else None,
+        ]
     )
     partial.mkdir(parents=True, exist_ok=True)
     results: dict[str, EvaluationResult] = {}
@@ -141,7 +150,6 @@ def evaluate_task(job: EvaluationJob, task_id: str) -> EvaluationResult:
     torch.set_num_threads(job.threads)
     dataset = Dataset.open(job.shards)
     data = dataset.load_task("train", task_id)
-    facts: Mapping[str, Any] = dataset.info["tasks"][task_id]
     generalist = _generalist(job, task_id)
     task = registry.get(task_id)
     with contextlib.ExitStack() as stack:
@@ -150,7 +158,7 @@ def evaluate_task(job: EvaluationJob, task_id: str) -> EvaluationResult:
         neighbour, _ = _rollouts(
             task, NearestNeighbourPolicy(data, _tokenizer(dataset, task_id)), job.seeds, environments
         )
-    expert, random = float(facts["expert_return"]), float(facts["random_return"])
+    expert, random = _yardsticks(job, dataset, task_id)
     return EvaluationResult(
         task_id=task_id,
         episode_returns=returns,
@@ -160,6 +168,17 @@ def evaluate_task(job: EvaluationJob, task_id: str) -> EvaluationResult:
         normalized_score=normalized_score(float(np.mean(returns)), expert=expert, random=random),
         episode_lengths=lengths,
     )
+
+
+def _yardsticks(job: EvaluationJob, dataset: Dataset, task_id: str) -> tuple[float, float]:
+    """Expert and random return of a task."""
+    if job.scores is None:
+        facts: Mapping[str, Any] = dataset.info["tasks"][task_id]
+        return float(facts["expert_return"]), float(facts["random_return"])
+    score = scores.load(job.scores).get(task_id)
+    if score is None or score.expert_return is None or score.random_return is None:
+        raise UserError(f"{job.scores}: no expert and random return of {task_id}; run `collectors score` for it")
+    return score.expert_return, score.random_return
 
 
 def _tokenizer(dataset: Dataset, task_id: str) -> EpisodeTokenizer:

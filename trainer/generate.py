@@ -46,7 +46,7 @@ def generate(
     rows: list[list[int]] = [[] for _ in contexts]
     over = np.zeros(len(contexts), bool)
     for _ in range(max_tokens):
-        ids = decoder.sample(hidden, 0, text.num_pieces, rngs, temperature)
+        ids = decoder.sample_text(hidden, text.num_pieces, rngs, temperature)
         over |= ids == text.end_id
         if over.all():
             break

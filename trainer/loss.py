@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tokenization.vocabulary import CONTINUOUS_OFFSET, NUM_BINS, NUM_DISCRETE, VOCABULARY_SIZE
+from tokenization.vocabulary import CONTINUOUS_OFFSET, NUM_BINS, NUM_DISCRETE
 from trainer.model import Generalist
 
 
@@ -65,16 +65,10 @@ def target_losses(model: Generalist, hidden_ND: Tensor, targets: Targets, sigma_
     (text,) = targets.is_text.nonzero(as_tuple=True)
     (control,) = (~targets.is_text).nonzero(as_tuple=True)
     if len(text):
-        logits = model.logits(hidden_KD[text], 0, VOCABULARY_SIZE).float()
+        logits = model.text_logits(hidden_KD[text]).float()
         losses = losses.index_put((text,), functional.cross_entropy(logits, targets.ids[text], reduction="none"))
     if len(control):
-        logits = torch.cat(
-            (
-                model.logits(hidden_KD[control], 0, NUM_DISCRETE),
-                model.logits(hidden_KD[control], CONTINUOUS_OFFSET, CONTINUOUS_OFFSET + NUM_BINS),
-            ),
-            dim=-1,
-        ).float()
+        logits = model.control_logits(hidden_KD[control]).float()
         ids = targets.ids[control]
         is_bin = ids >= CONTINUOUS_OFFSET
         columns = torch.where(is_bin, ids - CONTINUOUS_OFFSET + NUM_DISCRETE, ids)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tokenization.vocabulary import NUM_BINS, NUM_DISCRETE
 from trainer.attention import Attention
 from trainer.config import ModelConfig
 from trainer.embedding import InputEmbedding
@@ -114,14 +115,15 @@ class Generalist(nn.Module):
             x = block(x, rotary, attention)
         return self.final_norm(x)
 
-    @property
-    def output_table(self) -> Tensor:
-        """The tied output embedding [vocabulary, D]."""
-        return self.embedding.tokens.weight
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        """Logits of all 33,025 ids at hidden states [..., D]; input and output embeddings are the same tables."""
+        tables = (self.embedding.text.weight, self.embedding.bins.weight)
+        return torch.cat([functional.linear(hidden, table.to(hidden.dtype)) for table in tables], dim=-1)
 
-    def logits(self, hidden: Tensor, low: int, high: int) -> Tensor:
-        """Logits of the ids [low, high) at hidden states [..., D]."""
-        return functional.linear(hidden, self.output_table[low:high].to(hidden.dtype))
+    def control_logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., 2048] of the ids that actions are made of: the 1,024 discrete ones, then the 1,024 bins."""
+        tables = (self.embedding.text.weight[:NUM_DISCRETE], self.embedding.bins.weight[:NUM_BINS])
+        return torch.cat([functional.linear(hidden, table.to(hidden.dtype)) for table in tables], dim=-1)
 
 
 def rotary_angles(positions_N: Tensor, key_size: int) -> tuple[Tensor, Tensor]:

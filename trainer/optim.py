@@ -1,29 +1,76 @@
-"""AdamW and its schedule, with the paper's constants as defaults."""
+"""Muon and AdamW, and their schedule, with the paper's constants as defaults."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from torch import nn
 
+from episode_store.errors import UserError
 from trainer.config import OptimizerConfig
+from trainer.model import Generalist
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Fused AdamW; matrices decay, biases, norms and embedding tables do not."""
-    tables = {
-        id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
-    }  # a row that no batch touches must not shrink
-    decayed = [p for p in model.parameters() if p.ndim >= 2 and id(p) not in tables]
-    kept = [p for p in model.parameters() if p.ndim < 2 or id(p) in tables]
-    return torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.epsilon,
-        fused=True,
-    )
+class Optimizer:
+    """Several torch optimizers that step together; each group's "share" scales the schedule's learning rate.
+
+    The blocks' matrices are trained by Muon (Jordan et al. 2024) or AdamW, everything else by AdamW. Matrices decay.
+    Biases, norms and tables do not: a row that no batch touches must not shrink.
+    """
+
+    def __init__(self, model: Generalist, config: OptimizerConfig) -> None:
+        bins = model.embedding.bins.weight
+        matrices = [parameter for parameter in model.blocks.parameters() if parameter.ndim == 2]
+        known = {id(parameter) for parameter in (bins, *matrices)}
+        others = [parameter for parameter in model.parameters() if id(parameter) not in known]
+        groups = [
+            {"params": others, "weight_decay": 0.0, "share": 1.0},
+            {"params": [bins], "weight_decay": 0.0, "share": config.bin_learning_rate_share},
+        ]
+        decayed = {"params": matrices, "weight_decay": config.weight_decay}
+        self.parts: list[torch.optim.Optimizer] = []
+        if config.matrix_optimizer == "muon":
+            share = config.muon_learning_rate_share
+            # Scaled so that an update is as large as AdamW's at the same rate.
+            muon = torch.optim.Muon([{**decayed, "share": share}], lr=0.0, adjust_lr_fn="match_rms_adamw")
+            self.parts.append(muon)
+        elif config.matrix_optimizer == "adamw":
+            groups.append({**decayed, "share": 1.0})
+        else:
+            raise UserError(f"optimizer.matrix_optimizer {config.matrix_optimizer!r}: expected muon or adamw")
+        betas = (config.beta1, config.beta2)
+        self.parts.append(torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=config.epsilon, fused=True))
+
+    def set_learning_rate(self, rate: float) -> None:
+        """The schedule's rate of the next step."""
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = rate * group["share"]
+
+    def step(self, scaler: torch.amp.GradScaler) -> None:
+        """One update, left out where fp16 gradients overflowed; forgets the gradients."""
+        for part in self.parts:
+            scaler.step(part)
+        scaler.update()
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def unscale(self, scaler: torch.amp.GradScaler) -> None:
+        """Undoes the loss scaling of fp16, so that gradients can be clipped."""
+        for part in self.parts:
+            scaler.unscale_(part)
+
+    def slots(self) -> dict[torch.Tensor, dict[str, torch.Tensor]]:
+        """Every parameter's moments."""
+        return {parameter: slots for part in self.parts for parameter, slots in part.state.items()}
+
+    def load_slots(self, slots: dict[torch.Tensor, dict[str, torch.Tensor]]) -> None:
+        """The inverse of `slots`."""
+        for part in self.parts:
+            for group in part.param_groups:
+                for parameter in group["params"]:
+                    if parameter in slots:
+                        part.state[parameter] = slots[parameter]
 
 
 def learning_rate(step: int, total_steps: int, config: OptimizerConfig) -> float:

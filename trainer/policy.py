@@ -11,6 +11,7 @@ import numpy as np
 from episode_store.errors import UserError
 from tokenization.episode_tokenizer import EpisodeTokenizer
 from tokenization.token_sequence import TokenSequence
+from tokenization.vocabulary import CONTINUOUS_OFFSET
 from trainer.decoder import Decoder, Fragment
 from trainer.model import Generalist
 from trainer.shards import TaskData
@@ -21,13 +22,15 @@ class ActingConfig:
     """One rule of acting for all tasks.
 
     Attributes:
-      temperature: of the softmax that actions are sampled from; 0 takes the most likely.
+      temperature: of the softmax that discrete actions are sampled from; 0 takes the most likely.
+      bin_temperature: the same for the bins of continuous actions.
       prompt_steps: most steps of the demonstration that an episode is prompted with; 0 for no prompt.
       history_steps: most past steps of the running episode that the network sees; then the older half is dropped.
       precision: "fp32", "bf16" or "fp16".
     """
 
     temperature: float = 1.0
+    bin_temperature: float = 0.3
     prompt_steps: int = 2
     history_steps: int = 3
     precision: str = "fp32"
@@ -121,7 +124,9 @@ class GeneralistPolicy:
         rngs = [state.rng for state in states]
         columns = []
         for index, token in enumerate(self._layout):
-            column = decoder.sample(hidden, token.low, token.high, rngs, self._config.temperature)
+            is_bin = token.low >= CONTINUOUS_OFFSET
+            temperature = self._config.bin_temperature if is_bin else self._config.temperature
+            column = decoder.sample_action(hidden, token.low, token.high, rngs, temperature)
             columns.append(column)
             if index + 1 < len(self._layout):
                 hidden = decoder.feed([Fragment.of_action([one]) for one in column], range(len(states)))

@@ -124,10 +124,11 @@ class Sampler:
         else:
             tokens_per_step = int(task.timestep_offsets[first + 1] - task.timestep_offsets[first])
             num_steps = max(1, config.long_segment_tokens // tokens_per_step)
-        # Steps, not episodes, are equally likely inside a task: long episodes have more to tell.
-        if rng.random() < config.episode_start_share:
-            start = first
+        if rng.random() < config.early_start_share:
+            # Log-uniform in the step: what happens once, before an episode settles, is seen as often as what lasts.
+            start = first + int((last - first + 1) ** rng.random()) - 1
         else:
+            # Steps, not episodes, are equally likely: long episodes have more to tell.
             start = int(rng.integers(task.num_timesteps))
             episode = int(np.searchsorted(task.episode_offsets, start, side="right")) - 1
             last = int(task.episode_offsets[episode + 1])

@@ -21,7 +21,7 @@ from trainer.batch import Batch, batches
 from trainer.config import TrainConfig
 from trainer.loss import target_losses, weighted_mean
 from trainer.model import Generalist, num_parameters
-from trainer.optim import learning_rate, make_optimizer
+from trainer.optim import Optimizer, learning_rate
 from trainer.precision import autocast, choose_device, choose_precision, make_scaler
 from trainer.sampler import Sampler
 from trainer.shards import Dataset
@@ -49,7 +49,7 @@ def train(dataset: Dataset, run: Path, config: TrainConfig) -> dict[str, Any]:
     model = Generalist(config.model)
     model.initialize(config.seed)
     model.to(device).train()
-    optimizer = make_optimizer(model, config.optimizer)
+    optimizer = Optimizer(model, config.optimizer)
     scaler = make_scaler(precision, device)
     state = _TrainingState(step=0, total_steps=config.steps, seconds=0.0, num_tokens=0)
     existing = checkpoint.list_checkpoints(run)
@@ -70,19 +70,16 @@ def train(dataset: Dataset, run: Path, config: TrainConfig) -> dict[str, Any]:
             batch = next(source).to(device)
             began = time.perf_counter()
             rate = learning_rate(state.step, state.total_steps, config.optimizer)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            optimizer.set_learning_rate(rate)
             loss, losses = step_function(model, batch, config.action_label_sigma_bins, precision, device, scaler)
-            scaler.unscale_(optimizer)
+            optimizer.unscale(scaler)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.gradient_clip_norm)
             if not math.isfinite(float(loss)) or (not math.isfinite(float(norm)) and not scaler.is_enabled()):
                 raise NonFiniteLossError(
                     f"step {state.step}: loss {float(loss)}, gradient norm {float(norm)}: not finite; worst task "
                     f"{metrics.worst_task(losses, batch)}; lower optimizer.learning_rate and run again"
                 )
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.step(scaler)
             state.step += 1
             state.num_tokens += batch.num_real_tokens
             now = time.perf_counter()

@@ -14,9 +14,10 @@ from trainer.model import Generalist
 def model():
     model = Generalist(ModelConfig(width=8, num_blocks=1, num_heads=1, key_size=8, feed_forward_size=16))
     with torch.no_grad():
-        model.embedding.tokens.weight.zero_()
-        model.embedding.tokens.weight[2, 0] = 1.0
-        model.embedding.tokens.weight[32_005, 1] = 2.0
+        model.embedding.text.weight.zero_()
+        model.embedding.bins.weight.zero_()
+        model.embedding.text.weight[2, 0] = 1.0
+        model.embedding.bins.weight[5, 1] = 2.0
     return model
 
 
@@ -59,11 +60,9 @@ def test_soft_labels_are_a_gaussian_around_the_bin():
 def test_soft_loss_is_zero_at_best_and_counts_near_misses_less(model):
     hidden = torch.zeros(1, 8)
     with torch.no_grad():
-        model.embedding.tokens.weight.zero_()
-        model.embedding.tokens.weight[:1024, 0] = -1e4
-        model.embedding.tokens.weight[32_000:33_024, 0] = (
-            soft_bin_labels(torch.tensor([500]), 3.0)[0].log().clamp_min(-80)
-        )
+        model.embedding.bins.weight.zero_()
+        model.embedding.text.weight[:1024, 0] = -1e4
+        model.embedding.bins.weight[:1024, 0] = soft_bin_labels(torch.tensor([500]), 3.0)[0].log().clamp_min(-80)
     hidden[0, 0] = 1.0
     at, near, far = (
         float(target_losses(model, hidden, targets([32_000 + place], [False]), 3.0)) for place in (500, 502, 520)

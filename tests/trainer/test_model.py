@@ -142,7 +142,7 @@ def test_equal_seeds_give_equal_weights_and_others_do_not():
     models = [Generalist(CONFIG) for _ in range(3)]
     for model, seed in zip(models, (0, 0, 1), strict=True):
         model.initialize(seed)
-    first, same, other = (model.embedding.tokens.weight for model in models)
+    first, same, other = (model.embedding.text.weight for model in models)
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
 
@@ -155,9 +155,9 @@ def test_neighbouring_bins_start_alike():
 
 
 def test_input_and_output_embedding_are_one_table(model):
-    names = [name for name, _ in model.named_parameters()]
-    assert [name for name in names if "tokens" in name] == ["embedding.tokens.weight"]
+    names = [name for name, parameter in model.named_parameters() if parameter.shape[0] > 1000]
+    assert names == ["embedding.text.weight", "embedding.bins.weight"]
+    assert (model.embedding.text.num_embeddings, model.embedding.bins.num_embeddings) == (32_000, 1_025)
     # 33,025 rows of 32, and the blocks: norms, query-key-value, out, gate and value, out.
     block = 2 * 2 * 32 + 32 * 3 * 32 + 32 * 32 + 32 * 64 + 32 * 32
     assert num_parameters(model.blocks) == 2 * block
-    assert model.output_table is model.embedding.tokens.weight

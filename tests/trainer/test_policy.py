@@ -58,7 +58,9 @@ def plain_hidden(model, fragment):
 @pytest.mark.parametrize("task_id", ["Discrete-v0", "Continuous-v0", "grid/Seen-v0"])
 def test_actions_equal_plain_recomputation(model, shards, data, task_id):
     """Greedy actions over 12 steps, with prompt and a history that is cut twice, against no cache at all."""
-    policy, tokenizer = make_policy(model, shards, data, task_id, temperature=0.0, prompt_steps=2, history_steps=4)
+    policy, tokenizer = make_policy(
+        model, shards, data, task_id, temperature=0.0, bin_temperature=0.0, prompt_steps=2, history_steps=4
+    )
     rng = np.random.default_rng(0)
     steps = [observations(task_id, rng, 12) for _ in range(3)]
     for slot in range(3):
@@ -74,7 +76,8 @@ def test_actions_equal_plain_recomputation(model, shards, data, task_id):
             tokens = []
             for entry in tokenizer.action_layout:
                 hidden = plain_hidden(model, Fragment.join(context))
-                token = int(model.logits(hidden, entry.low, entry.high).argmax()) + entry.low
+                logits = model.text_logits(hidden)
+                token = int(logits[entry.low : entry.high].argmax()) + entry.low
                 tokens.append(token)
                 context.append(Fragment.of_action([token]))
             expected = tokenizer.decode_action(np.array(tokens))
@@ -124,13 +127,13 @@ def test_sampling_follows_the_probabilities(model):
     decoder = Decoder(model, batch_size=1, capacity=4, precision="fp32")
     hidden = torch.zeros(4000, 32)
     with torch.no_grad():
-        model.embedding.tokens.weight[:3] = 0
-        model.embedding.tokens.weight[0, 0] = float(np.log(3.0))
+        model.embedding.text.weight[:3] = 0
+        model.embedding.text.weight[0, 0] = float(np.log(3.0))
     hidden[:, 0] = 1.0
     rngs = [np.random.default_rng(seed) for seed in range(4000)]
-    counts = np.bincount(decoder.sample(hidden, 0, 3, rngs, 1.0), minlength=3) / 4000
+    counts = np.bincount(decoder.sample_action(hidden, 0, 3, rngs, 1.0), minlength=3) / 4000
     assert counts == pytest.approx([0.6, 0.2, 0.2], abs=0.03)
-    assert (decoder.sample(hidden, 0, 3, rngs, 0.0) == 0).all()
+    assert (decoder.sample_action(hidden, 0, 3, rngs, 0.0) == 0).all()
 
 
 @pytest.mark.parametrize("task_id", ["Discrete-v0", "Continuous-v0", "grid/Seen-v0"])
