@@ -54,14 +54,19 @@ class Score:
     date: str
 
     def normalized(self, episode_return: float) -> float:
-        """100 * (return - random) / (expert - random); Gato's score.
+        """See `normalized_score`."""
+        return normalized_score(episode_return, expert=self.expert_return, random=self.random_return)
 
-        Raises:
-          UserError: the expert was not measured, or is no better than random.
-        """
-        if self.expert_return is None or self.expert_return <= self.random_return:
-            raise UserError(f"no normalised score: expert {self.expert_return}, random {self.random_return}")
-        return 100.0 * (episode_return - self.random_return) / (self.expert_return - self.random_return)
+
+def normalized_score(episode_return: float, *, expert: float | None, random: float) -> float:
+    """100 * (return - random) / (expert - random), the score of the Gato paper: 0 is random, 100 the specialist.
+
+    Raises:
+      UserError: the expert was not measured, or is no better than random.
+    """
+    if expert is None or not expert > random:
+        raise UserError(f"no normalised score: expert return {expert} is not above random return {random}")
+    return 100.0 * (episode_return - random) / (expert - random)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

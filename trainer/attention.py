@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -13,6 +14,7 @@ from torch.nn import functional
 
 # Up to this length a plain matrix product beats the fused kernel on CPUs, above all its backward pass in bf16.
 _PLAIN_LENGTH = 512
+_SMALLEST_BUCKET = 16
 
 
 class Attention(Protocol):
@@ -41,9 +43,10 @@ class SegmentedAttention:
         """For segments of these lengths, laid end to end."""
         ends = np.cumsum(lengths)
         starts = ends - np.asarray(lengths)
-        sides = np.maximum(16, 2 ** np.ceil(np.log2(np.maximum(lengths, 1))).astype(np.int64))
+        sides = np.maximum(_SMALLEST_BUCKET, 2 ** np.ceil(np.log2(np.maximum(lengths, 1))).astype(np.int64))
         # Half-way sides keep the padding under a third.
-        sides = np.where((sides > 16) & (np.asarray(lengths) <= sides * 3 // 4), sides * 3 // 4, sides)
+        halfway = (sides > _SMALLEST_BUCKET) & (np.asarray(lengths) <= sides * 3 // 4)
+        sides = np.where(halfway, sides * 3 // 4, sides)
         buckets, inverse, base = [], np.empty(int(ends[-1]), dtype=np.int64), 0
         for side in np.unique(sides).tolist():
             (members,) = np.nonzero(sides == side)
@@ -78,9 +81,16 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     length = query.shape[2]
     if query.is_cuda or length > _PLAIN_LENGTH:
         return functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-    scores = torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-1, -2))
-    future = torch.ones(length, length, dtype=torch.bool, device=query.device).triu_(1)
-    return torch.matmul(scores.masked_fill(future, float("-inf")).softmax(-1).to(value.dtype), value)
+    future = _future(length, query.dtype)
+    flat = [part.flatten(0, 1) for part in (query, key.transpose(-1, -2), value)]
+    scores = torch.baddbmm(future.expand(len(flat[0]), -1, -1), flat[0], flat[1], alpha=query.shape[-1] ** -0.5)
+    return torch.bmm(scores.softmax(-1).to(value.dtype), flat[2]).view_as(query)
+
+
+@functools.cache
+def _future(length: int, dtype: torch.dtype) -> Tensor:
+    """[L, L]: minus infinity where a key is later than the query, else 0."""
+    return torch.full((length, length), float("-inf"), dtype=dtype).triu_(1)
 
 
 class KeyValueCache:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -70,8 +71,16 @@ def _tensor(parts: Sequence[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(parts))
 
 
-def batches(sampler: Sampler, *, batch_size: int, first_step: int, steps_ahead: int = 4) -> Iterator[Batch]:
-    """Batch `first_step`, `first_step` + 1, ... without end; a thread keeps `steps_ahead` of them ready."""
+def batches(sampler: Sampler, *, batch_size: int, first_step: int, steps_ahead: int) -> Iterator[Batch]:
+    """Batch `first_step`, `first_step` + 1, ... without end; a thread keeps `steps_ahead` of them ready.
+
+    With 0 they are made when they are asked for. That is faster where the network itself runs on the CPU: torch's
+    threads spin while they wait for each other, and one more busy thread than cores makes them wait for whole time
+    slices.
+    """
+    if steps_ahead == 0:
+        for step in itertools.count(first_step):
+            yield collate([sampler.sequence(step * batch_size + row) for row in range(batch_size)])
     ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=steps_ahead)
     stopped = threading.Event()
 

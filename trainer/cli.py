@@ -179,12 +179,12 @@ def _without_samples(language: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _print_scores(scores: Sequence[Mapping[str, Any]], language: Mapping[str, Any]) -> None:
-    from trainer.evaluate import normalized_score
+    from collectors.scores import normalized_score
 
     rows = []
     for score in scores:
         expert, random = score["expert_return"], score["random_return"]
-        neighbour = normalized_score(score["nearest_neighbour_return"], expert=expert, random=random)
+        neighbour = normalized_score(score["nearest_neighbour_return"] or random, expert=expert, random=random)
         mean = sum(score["episode_returns"]) / len(score["episode_returns"])
         rows.append((score["task_id"], random, expert, mean, score["normalized_score"], neighbour))
     print_table(rows, ("task", "random", "specialist", "generalist", "score %", "nearest neighbour %"))
@@ -204,6 +204,16 @@ def _report(arguments: argparse.Namespace) -> int:
     path = build_report(Path(arguments.run))
     if arguments.json:
         print_json({"report": str(path)})
-    else:
-        print(f"report: {path}")
+        return 0
+    scores = _read_results(Path(arguments.run) / SCORES_FILE)
+    if scores:
+        _print_scores(scores, _read_results(Path(arguments.run) / LANGUAGE_FILE) or {})
+    print(f"report: {path.resolve()}")
     return 0
+
+
+def _read_results(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None  # the page says what it left out

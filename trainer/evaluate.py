@@ -17,6 +17,7 @@ import torch
 
 from collectors import registry, scores
 from collectors.rollout import Policy, rollout
+from collectors.scores import normalized_score
 from episode_store.command_line import progress
 from episode_store.errors import UserError
 from tokenization.episode_tokenizer import EpisodeTokenizer
@@ -51,17 +52,6 @@ class EvaluationResult:
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
         return dataclasses.asdict(self)
-
-
-def normalized_score(value: float, *, expert: float, random: float) -> float:
-    """0 for the random policy, 100 for the specialist.
-
-    Raises:
-      UserError: when the specialist is no better than random.
-    """
-    if not expert > random:
-        raise UserError(f"expert return {expert} is not above random return {random}: no score can be normalised")
-    return 100.0 * (value - random) / (expert - random)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

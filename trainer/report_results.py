@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.evaluate import normalized_score
+from collectors.scores import normalized_score
 from trainer.report_charts import Curve, ScoreBar, curve_color, histogram, line_chart, score_bars
 from trainer.report_html import MissingInputError, card, number, percent, read_json, terms
 from trainer.train import METRICS_FILE

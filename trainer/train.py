@@ -61,7 +61,12 @@ def train(dataset: Dataset, run: Path, config: TrainConfig) -> dict[str, Any]:
     step_function: Any = torch.compile(_forward_backward) if config.compile else _forward_backward
     with contextlib.ExitStack() as stack:
         metrics = stack.enter_context(_Metrics(run, sampler.task_ids, state.step))
-        source: Iterator[Batch] = batches(sampler, batch_size=config.batch_size, first_step=state.step)
+        source: Iterator[Batch] = batches(
+            sampler,
+            batch_size=config.batch_size,
+            first_step=state.step,
+            steps_ahead=4 if device.type == "cuda" else 0,
+        )
         stack.callback(source.close)  # type: ignore[attr-defined]
         bar = stack.enter_context(progress(description="training", total=state.total_steps, unit="steps"))
         bar.update(state.step)
