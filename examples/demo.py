@@ -109,7 +109,7 @@ def main() -> int:
     plan = stages(
         run,
         tasks={task: min(TASKS[task], 8_000) for task in QUICK_TASKS} if quick else TASKS,
-        corpora={task: min(count, 100) for task, count in CORPORA.items()} if quick else CORPORA,
+        corpora={task: min(count, 600) for task, count in CORPORA.items()} if quick else CORPORA,
         minutes=arguments.minutes or (1.0 if quick else 10.5),
         episodes=10 if quick else 50,
         workers=min(2, os.cpu_count() or 1),
