@@ -88,7 +88,7 @@ def _add_build_shards(command: CommandLine) -> None:
 
 def _build_shards(arguments: argparse.Namespace) -> int:
     # Beam is slow to import and says things on the way: only when it is needed.
-    logging.getLogger().setLevel(logging.ERROR)
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
     from beam_jobs.build_shards import build_shards
     from beam_jobs.plan import BuildConfig, read_random_returns
     from episode_store.store import EpisodeStore

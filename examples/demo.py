@@ -23,17 +23,15 @@ from pathlib import Path
 TASKS = {
     "CartPole-v1": 30_000,
     "Acrobot-v1": 25_000,
-    "Pendulum-v1": 40_000,
+    "Pendulum-v1": 60_000,
     "MountainCar-v0": 20_000,
     "Taxi-v4": 30_000,
     "FrozenLake-v1": 20_000,
     "LunarLander-v3": 80_000,
-    "InvertedPendulum-v5": 40_000,
     "Reacher-v5": 20_000,
     "babyai/GoToObj-v0": 15_000,
     "babyai/GoToLocal-v0": 40_000,
     "minigrid/Empty-Random-5x5-rgb-v0": 8_000,
-    "metaworld/reach-v3": 15_000,
     "metaworld/button-press-v3": 12_000,
     "metaworld/drawer-close-v3": 10_000,
 }
