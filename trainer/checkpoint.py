@@ -41,22 +41,29 @@ def save(
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:08d}"
+    for leftover in folder.glob(".partial-*"):  # of a run that was killed
+        shutil.rmtree(leftover)
     partial = folder / f".partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()},
-              partial / "model.safetensors")  # fmt: skip
     moments = {
-        f"{names[id(parameter)]}.{key}": value.detach().cpu().contiguous()
+        f"{names[id(parameter)]}.{key}": value
         for parameter, slots in optimizer.slots().items()
         for key, value in slots.items()
     }
-    save_file(moments, partial / "optimizer.safetensors")
-    body = {"format": FORMAT, "vocabulary_size": VOCABULARY_SIZE, "step": step, **state}
-    write_json(partial / "state.json", body)
-    for file in partial.iterdir():
-        _sync(file)
+    try:
+        for file, tensors in (("model", model.state_dict()), ("optimizer", moments)):
+            on_cpu = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+            save_file(on_cpu, partial / f"{file}.safetensors")
+    except safetensors.SafetensorError as error:
+        shutil.rmtree(partial)
+        raise UserError(
+            f"{final}: the checkpoint could not be written ({error}); free some space and run the same command again, "
+            "it goes on from the checkpoint before"
+        ) from None
+    write_json(partial / "state.json", {"format": FORMAT, "vocabulary_size": VOCABULARY_SIZE, "step": step, **state})
+    for path in partial.iterdir():
+        _sync(path)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
     _sync(folder)

@@ -116,6 +116,27 @@ def test_a_damaged_checkpoint_is_told(shards, tmp_path, config):
         checkpoint.load_model(tmp_path / "run", torch.device("cpu"))
 
 
+def test_a_full_disk_is_told_and_loses_nothing(shards, tmp_path, config):
+    """A process that may write no file larger than 100 kB stands for a disk that is full."""
+    train(Dataset.open(shards), tmp_path / "run", dataclasses.replace(config, steps=2))
+    before = checkpoint.latest(tmp_path / "run")
+    script = (
+        "import resource, signal, sys, torch\nfrom pathlib import Path\nfrom trainer import checkpoint\n"
+        "from trainer.model import Generalist\nfrom trainer.optim import Optimizer\n"
+        "from episode_store.errors import UserError\n"
+        "run = Path(sys.argv[1])\nconfig = checkpoint.load_config(run)\nmodel = Generalist(config.model)\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "try:\n    checkpoint.save(run, step=9, model=model, optimizer=Optimizer(model, config.optimizer), state={})\n"
+        "except UserError as error:\n    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "run")], capture_output=True, text=True, check=True
+    )
+    assert "the checkpoint could not be written" in done.stdout
+    assert checkpoint.latest(tmp_path / "run") == before
+    assert not list((tmp_path / "run" / "checkpoints").glob(".partial-*"))
+
+
 def test_weights_of_another_shape_are_told(tmp_path, shards, config):
     train(Dataset.open(shards), tmp_path / "run", config)
     other = Generalist(dataclasses.replace(config.model, width=64))
