@@ -98,7 +98,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", metavar="DIR", help="folder of everything (runs/demo; quick runs/demo-quick)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of shards, training and evaluation (0)")
-    parser.add_argument("--minutes", type=float, metavar="M", help="of training (10.5; quick 1)")
+    parser.add_argument("--minutes", type=float, metavar="M", help="of training (12; quick 1)")
     parser.add_argument("--quick", action="store_true", help="four tasks, little text, one minute of training")
     arguments = parser.parse_args()
     quick = arguments.quick
@@ -108,7 +108,7 @@ def main() -> int:
         run,
         tasks={task: min(TASKS[task], 8_000) for task in QUICK_TASKS} if quick else TASKS,
         corpora={task: min(count, 600) for task, count in CORPORA.items()} if quick else CORPORA,
-        minutes=arguments.minutes or (1.0 if quick else 10.5),
+        minutes=arguments.minutes or (1.0 if quick else 12.0),
         episodes=10 if quick else 50,
         workers=min(2, os.cpu_count() or 1),
         seed=arguments.seed,

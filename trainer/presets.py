@@ -28,7 +28,7 @@ def demo() -> TrainConfig:
     base = tiny()
     # Shares of the tokens. A step of BabyAI costs 57 tokens for one action, one of Taxi 3.
     weights = {
-        "babyai/GoToLocal-v0": 3.0,
+        "babyai/GoToLocal-v0": 5.0,
         "babyai/*": 1.0,
         "metaworld/*": 1.5,
         "Pendulum-v1": 2.5,
