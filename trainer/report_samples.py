@@ -95,7 +95,8 @@ def text(run: Path) -> str:
     """Beginnings of texts and what the network made of them."""
     part = _part(run, "text")
     return _bits(part) + "".join(
-        f'<div class="text">{escape(sample["prompt"])}<span class="said">{escape(sample["generated"])}</span></div>'
+        f'<div class="text"><strong>{escape(sample["prompt"])}</strong> '
+        f'<span class="said">{escape(sample["generated"])}</span></div>'
         for sample in part["samples"]
     )
 
