@@ -63,7 +63,7 @@ class Stage:
     command: list[str]
 
 
-def stages(run: Path, *, tasks: dict[str, int], corpora: dict[str, int], minutes: float, episodes: int, workers: int,
+def stages(run: Path, *, tasks: dict[str, int], corpora: dict[str, int], length: list[str], episodes: int, workers: int,
            seed: int, films: list[str]) -> list[Stage]:  # fmt: skip
     """The commands, in order."""
     store, shards, train = str(run / "store"), str(run / "shards"), str(run / "train")
@@ -82,7 +82,7 @@ def stages(run: Path, *, tasks: dict[str, int], corpora: dict[str, int], minutes
          ["beam_jobs", "build-shards", "--store", store, "--scores", baselines, "--text-model", text,
           "--output", shards, "--seed", str(seed)]),
         ("train", "one network learns everything from scratch",
-         ["trainer", "train", "--shards", shards, "--output", train, "--preset", "demo", "--minutes", str(minutes),
+         ["trainer", "train", "--shards", shards, "--output", train, "--preset", "demo", *length,
           "--seed", str(seed)]),
         ("evaluate", "the one network acts in every task, beside a nearest-neighbour policy",
          ["trainer", "evaluate", "--run", train, "--shards", shards, "--output", str(run), "--scores", baselines,
@@ -100,15 +100,17 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of shards, training and evaluation (0)")
     parser.add_argument("--minutes", type=float, metavar="M", help="of training (12; quick 1)")
     parser.add_argument("--quick", action="store_true", help="four tasks, little text, one minute of training")
+    parser.add_argument("--steps", type=int, metavar="N", help="of training, whatever time they take")
     arguments = parser.parse_args()
     quick = arguments.quick
     run = Path(arguments.output or ("runs/demo-quick" if quick else "runs/demo"))
     run.mkdir(parents=True, exist_ok=True)
+    minutes = arguments.minutes or (1.0 if quick else 12.0)
     plan = stages(
         run,
         tasks={task: min(TASKS[task], 8_000) for task in QUICK_TASKS} if quick else TASKS,
         corpora={task: min(count, 600) for task, count in CORPORA.items()} if quick else CORPORA,
-        minutes=arguments.minutes or (1.0 if quick else 12.0),
+        length=["--steps", str(arguments.steps)] if arguments.steps else ["--minutes", str(minutes)],
         episodes=10 if quick else 50,
         workers=min(2, os.cpu_count() or 1),
         seed=arguments.seed,

@@ -137,7 +137,14 @@ def demo() -> ModuleType:
 def test_stages_of_the_demo_parse(monkeypatch: pytest.MonkeyPatch) -> None:
     module = demo()
     films = list(module.FILMED)
-    facts = {"tasks": module.TASKS, "corpora": module.CORPORA, "minutes": 1.0, "episodes": 2, "workers": 2, "seed": 0}
+    facts = {
+        "tasks": module.TASKS,
+        "corpora": module.CORPORA,
+        "length": ["--minutes", "1"],
+        "episodes": 2,
+        "workers": 2,
+        "seed": 0,
+    }
     stages = module.stages(Path("runs/demo"), **facts, films=films)
     assert set(films) <= set(module.TASKS)
     for stage in stages:

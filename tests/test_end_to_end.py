@@ -23,7 +23,7 @@ KILLS = 4
 def test_demo_survives_kills(tmp_path):
     """Four kills of everything, at random moments, then one whole run: all stages complete and agree."""
     run = tmp_path / "run"
-    command = [sys.executable, "examples/demo.py", "--quick", "--output", str(run), "--minutes", "0.3"]
+    command = [sys.executable, "examples/demo.py", "--quick", "--output", str(run), "--steps", "300"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     rng = random.Random(os.environ.get("KILL_SEED"))
     for _ in range(KILLS):
