@@ -8,23 +8,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tokenization.image_patches import PATCH_SIZE
+from tokenization.image_patches import NUM_POSITIONS, PATCH_SIZE
+from tokenization.token_sequence import NUM_LOCAL_POSITIONS
 from tokenization.vocabulary import CONTINUOUS_OFFSET, NUM_BINS, VOCABULARY_SIZE
 
-# Local positions: an observation's tokens count from 0; all action tokens share the last row.
-NUM_OBSERVATION_POSITIONS = 512
-PATCH_POSITION_BUCKETS = 128
 EMBEDDING_STD = 0.02
 
 
-def smooth_bin_rows(width: int, generator: torch.Generator, *, finest: float = 256.0) -> Tensor:
+def smooth_bin_rows(width: int, generator: torch.Generator) -> Tensor:
     """Initial rows [1024, width] of the continuous ids: random Fourier features of the bin's place in [-1, 1].
 
     Neighbouring bins start with similar rows, so what is learned about one value holds for the values beside it.
     """
     centres = (torch.arange(NUM_BINS) + 0.5) / NUM_BINS * 2.0 - 1.0
     # Wavelengths from the whole range to about eight bins, evenly in the logarithm.
-    log_frequency = torch.rand(width, generator=generator) * math.log(finest)
+    log_frequency = torch.rand(width, generator=generator) * math.log(256.0)
     phase = torch.rand(width, generator=generator) * 2.0 * math.pi
     features = torch.cos(centres[:, None] * torch.exp(log_frequency)[None, :] * math.pi / 2.0 + phase)
     return features * (EMBEDDING_STD * math.sqrt(2.0))
@@ -62,9 +60,10 @@ class InputEmbedding(nn.Module):
         # and the continuous bins with the separator.
         self.text = nn.Embedding(CONTINUOUS_OFFSET, width)
         self.bins = nn.Embedding(VOCABULARY_SIZE - CONTINUOUS_OFFSET, width)
-        self.local_positions = nn.Embedding(NUM_OBSERVATION_POSITIONS + 1, width)
-        self.patch_rows = nn.Embedding(PATCH_POSITION_BUCKETS, width)
-        self.patch_columns = nn.Embedding(PATCH_POSITION_BUCKETS, width)
+        # Places inside an observation count from 0; all action tokens share the last row.
+        self.local_positions = nn.Embedding(NUM_LOCAL_POSITIONS + 1, width)
+        self.patch_rows = nn.Embedding(NUM_POSITIONS, width)
+        self.patch_columns = nn.Embedding(NUM_POSITIONS, width)
         self.patches = PatchEmbedding(width, patch_channels)
 
     def initialize(self, generator: torch.Generator) -> None:
@@ -106,4 +105,4 @@ class InputEmbedding(nn.Module):
             vectors = vectors + self.patch_rows(rows) + self.patch_columns(columns)
             x = x.index_copy(0, patch_slots_M, vectors.to(x.dtype))
         # -1, an action token, takes the last row.
-        return x + self.local_positions(local_positions_N % (NUM_OBSERVATION_POSITIONS + 1))
+        return x + self.local_positions(local_positions_N % (NUM_LOCAL_POSITIONS + 1))

@@ -62,11 +62,6 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
     return torch.autocast(device.type, _DTYPES[precision])
 
 
-def dtype_of(precision: str) -> torch.dtype:
-    """The torch dtype of a precision's name."""
-    return _DTYPES[precision]
-
-
 def make_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
     """Loss scaling for fp16; does nothing in the other precisions."""
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
