@@ -42,7 +42,6 @@ def train(dataset: Dataset, run: Path, config: TrainConfig) -> dict[str, Any]:
       UserError: when the run was begun with other settings or shards.
     """
     device = choose_device(config.device)
-    precision = choose_precision(config.precision, device)
     _begin(run, config, dataset)
     data = dataset.load("train")
     sampler = Sampler(data, config.sampler, config.seed)
@@ -50,14 +49,18 @@ def train(dataset: Dataset, run: Path, config: TrainConfig) -> dict[str, Any]:
     model.initialize(config.seed)
     model.to(device).train()
     optimizer = Optimizer(model, config.optimizer)
-    scaler = make_scaler(precision, device)
-    state = _TrainingState(step=0, total_steps=config.steps, seconds=0.0, num_tokens=0)
     existing = checkpoint.list_checkpoints(run)
-    if existing:
+    if not existing:
+        precision = choose_precision(config.precision, device)
+        state = _TrainingState(step=0, total_steps=config.steps, seconds=0.0, num_tokens=0, precision=precision)
+    else:
         saved = checkpoint.read_state(existing[-1])
         state = _TrainingState(**{field.name: saved[field.name] for field in dataclasses.fields(_TrainingState)})
         checkpoint.load_weights(existing[-1], model)
         checkpoint.load_optimizer(existing[-1], model, optimizer)
+        # "auto" measures the machine; a resumed run keeps what was chosen at its start.
+        precision = choose_precision(state.precision, device)
+    scaler = make_scaler(precision, device)
     step_function: Any = torch.compile(_forward_backward) if config.compile else _forward_backward
     with contextlib.ExitStack() as stack:
         metrics = stack.enter_context(_Metrics(run, sampler.task_ids, state.step))
@@ -119,6 +122,7 @@ class _TrainingState:
     total_steps: int
     seconds: float
     num_tokens: int
+    precision: str
 
 
 def _forward_backward(

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,6 +59,16 @@ def test_a_resumed_run_ends_with_the_same_bits(shards, tmp_path, config):
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_resumed_run_keeps_its_precision(shards, tmp_path, config, monkeypatch):
+    """ "auto" is measured once; another measurement on resuming would change the numbers."""
+    monkeypatch.setattr("trainer.precision._product_seconds", lambda dtype: {torch.bfloat16: 2.0}.get(dtype, 1.0))
+    automatic = dataclasses.replace(config, precision="auto")
+    assert train(Dataset.open(shards), tmp_path / "run", automatic)["precision"] == "fp32"
+    shutil.rmtree(checkpoint.latest(tmp_path / "run"))
+    monkeypatch.setattr("trainer.precision._product_seconds", lambda dtype: {torch.bfloat16: 0.5}.get(dtype, 1.0))
+    assert train(Dataset.open(shards), tmp_path / "run", automatic)["precision"] == "fp32"
+
+
 @pytest.mark.slow
 def test_killed_for_real_it_ends_with_the_same_bits(shards, tmp_path, config):
     config = dataclasses.replace(config, steps=60, checkpoint_every_steps=5)
@@ -67,10 +79,13 @@ def test_killed_for_real_it_ends_with_the_same_bits(shards, tmp_path, config):
         "train(Dataset.open(sys.argv[1]), Path(sys.argv[2]), TrainConfig.from_json(json.loads(sys.argv[3])))\n"
     )
     command = [sys.executable, str(script), str(shards)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     settings = json.dumps(config.to_json())
-    subprocess.run([*command, str(tmp_path / "whole"), settings], check=True, capture_output=True)
+    subprocess.run([*command, str(tmp_path / "whole"), settings], check=True, capture_output=True, env=environment)
     for kill in range(20):
-        process = subprocess.Popen([*command, str(tmp_path / "cut"), settings], stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [*command, str(tmp_path / "cut"), settings], stderr=subprocess.DEVNULL, env=environment
+        )
         deadline = time.monotonic() + 60
         before = len(checkpoint.list_checkpoints(tmp_path / "cut"))
         latest = before and checkpoint.latest(tmp_path / "cut")
