@@ -20,6 +20,7 @@ from episode_store.command_line import (
     progress,
 )
 from episode_store.errors import UserError
+from episode_store.files import write_json
 from trainer import presets
 from trainer.config import override
 
@@ -160,11 +161,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     output.mkdir(parents=True, exist_ok=True)
     results = evaluate(job, chosen, partial=output / "evaluation", workers=arguments.workers)
     scores = [result.to_json() for result in results]
-    checkpoint.write_json(output / SCORES_FILE, scores)
+    write_json(output / SCORES_FILE, scores)
     language: Mapping[str, Any] = {}
     if not arguments.no_language:
         language = evaluate_language(dataset, run, LanguageConfig(seed=arguments.seed))
-        checkpoint.write_json(output / LANGUAGE_FILE, language)
+        write_json(output / LANGUAGE_FILE, language)
     for task_id in progress(arguments.films or [], description="filming", unit="tasks"):
         film(job, task_id, output / "videos", Path(arguments.agents) if arguments.agents else None)
     if arguments.json:

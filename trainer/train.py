@@ -16,6 +16,7 @@ import torch
 
 from episode_store.command_line import progress
 from episode_store.errors import UserError
+from episode_store.files import write_json
 from trainer import checkpoint
 from trainer.batch import Batch, batches
 from trainer.config import TrainConfig
@@ -163,7 +164,7 @@ def _begin(run: Path, config: TrainConfig, dataset: Dataset) -> None:
                 )
     else:
         (run / METRICS_FILE).unlink(missing_ok=True)
-    checkpoint.write_json(file, body)
+    write_json(file, body)
 
 
 class _Metrics:
