@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,8 @@ def _train(arguments: argparse.Namespace) -> int:
         assignments |= {"budget_seconds": str(60.0 * arguments.minutes), "steps": assignments.get("steps", "1000000")}
     config = override(presets.get(arguments.preset), assignments)
     summary = train(Dataset.open(arguments.shards), Path(arguments.output), config)
+    if int(os.environ.get("RANK", "0")):
+        return 0  # the first rank speaks for all
     if arguments.json:
         print_json(summary)
     else:
