@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ LANGUAGE_FILE = "language.json"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code."""
     command = CommandLine("trainer", "Fits one generalist on shards, judges it against the specialists, reports.")
-    _add_train(command)
+    _add_train(command, sys.argv[1:] if arguments is None else arguments)
     _add_evaluate(command)
     report = command.verb(
         "report",
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return command.main(arguments)
 
 
-def _add_train(command: CommandLine) -> None:
+def _add_train(command: CommandLine, command_line: Sequence[str]) -> None:
     train = command.verb(
         "train",
         _train,
@@ -60,12 +61,17 @@ def _add_train(command: CommandLine) -> None:
     train.add_argument("--steps", type=positive_int, metavar="N", help="optimizer steps at most (the preset's)")
     train.add_argument("--minutes", type=float, metavar="M", help="steps are chosen so that training takes about M")
     add_seed(train)
+    train.set_defaults(command_line=command_line)  # which each rank runs
+    train.add_argument(
+        "--ranks", default="1", metavar="N", help="processes that share the work on this machine, or auto (1)"
+    )
     train.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE", help="any setting, for example model.width=256"
     )
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from trainer.parallel import launch, number_of_ranks
     from trainer.shards import Dataset
     from trainer.train import train
 
@@ -78,7 +84,11 @@ def _train(arguments: argparse.Namespace) -> int:
             raise UserError(f"--minutes {arguments.minutes}: expected more than 0")
         assignments |= {"budget_seconds": str(60.0 * arguments.minutes), "steps": assignments.get("steps", "1000000")}
     config = override(presets.get(arguments.preset), assignments)
-    summary = train(Dataset.open(arguments.shards), Path(arguments.output), config)
+    ranks = 1 if "RANK" in os.environ else number_of_ranks(arguments.ranks)
+    dataset = Dataset.open(arguments.shards)
+    if ranks > 1:
+        return launch(ranks, arguments.command_line)
+    summary = train(dataset, Path(arguments.output), config)
     if int(os.environ.get("RANK", "0")):
         return 0  # the first rank speaks for all
     if arguments.json:

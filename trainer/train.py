@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import fcntl
 import json
 import math
 import time
@@ -32,6 +33,9 @@ from trainer.shards import Dataset
 METRICS_FILE = "metrics.jsonl"
 # With `budget_seconds` the schedule's length follows the measured speed; a machine may slow down half-way.
 _CALIBRATE_EVERY_STEPS = 50
+_LOCK_FILE = ".lock"
+# What a killed run leaves needs a moment to be gone.
+_LOCK_SECONDS = 5.0
 
 
 class NonFiniteLossError(UserError):
@@ -44,7 +48,9 @@ def train(dataset: Dataset, run: Path, config: TrainConfig) -> dict[str, Any]:
     Raises:
       UserError: when the run was begun with other settings or shards.
     """
-    with parallel.ranks(choose_device(config.device)) as ranks:
+    with parallel.ranks(choose_device(config.device)) as ranks, contextlib.ExitStack() as stack:
+        if ranks.is_first:
+            stack.enter_context(_alone(run))
         return _train(dataset, run, config, ranks)
 
 
@@ -169,6 +175,23 @@ def _steps_in_budget(state: _TrainingState, config: TrainConfig, seconds_per_ste
     assert config.budget_seconds is not None
     left = max(0.0, config.budget_seconds - state.seconds)
     return max(state.step, min(config.steps, state.step + int(left / seconds_per_step)))
+
+
+@contextlib.contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """Holds the run's folder, so that two processes never write checkpoints of one run."""
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / _LOCK_FILE).open("a") as file:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UserError(f"{run}: another process trains there; wait for it, or stop it") from None
+                time.sleep(0.2)
+        yield
 
 
 def _begin(run: Path, config: TrainConfig, dataset: Dataset) -> None:

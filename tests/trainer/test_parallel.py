@@ -93,6 +93,57 @@ def test_a_lost_rank_ends_the_run_and_it_goes_on(tmp_path, config, start):
     assert [row["step"] for row in rows] == list(range(1, 1_001))
 
 
+def train_command(shards, run, *more):
+    settings = ["model.width=32", "model.num_blocks=1", "model.feed_forward_size=64", "batch_size=2", "device=cpu"]
+    return [sys.executable, "-m", "trainer", "train", "--shards", str(shards), "--output", str(run), "--preset", "tiny",
+            *more, "--json", "--set", *settings, "checkpoint_every_steps=10"]  # fmt: skip
+
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def test_the_command_line_starts_ranks(shards, tmp_path):
+    command = train_command(shards, tmp_path / "run", "--steps", "4", "--ranks", "2")
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=True)
+    assert json.loads(done.stdout)["ranks"] == 2
+    done = subprocess.run(
+        train_command(tmp_path, tmp_path / "other", "--ranks", "0"),
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (2, "trainer: error: --ranks 0: expected a number from 1 on, or auto\n")
+
+
+@pytest.mark.slow
+def test_a_killed_launcher_takes_its_ranks_along(shards, tmp_path):
+    command = train_command(shards, tmp_path / "run", "--steps", "100000", "--ranks", "2")
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 100
+    while not checkpoint.list_checkpoints(tmp_path / "run"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    ranks = [int(pid) for pid in children.stdout.split()]
+    assert len(ranks) == 2
+    process.kill()
+    process.wait()
+    while any(Path(f"/proc/{rank}").exists() for rank in ranks):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    # Two trainings in one folder would overwrite each other; the next one finds it free.
+    reached = int(checkpoint.latest(tmp_path / "run").name.removeprefix("step-"))
+    command = train_command(shards, tmp_path / "run", "--steps", "100000")
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while int(checkpoint.latest(tmp_path / "run").name.removeprefix("step-")) <= reached:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    second = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
+    process.kill()
+    process.communicate()
+    assert second.returncode == 2
+    assert "another process trains there" in second.stderr
+
+
 def test_fewer_rows_than_ranks_are_told(shards, tmp_path, config, monkeypatch):
     from trainer.parallel import Ranks
     from trainer.train import _train
