@@ -92,6 +92,10 @@ class EpisodeIndex:
         """All visible rows, ascending: in the order of writing."""
         return np.arange(self.num_rows_stored) if self._rows is None else self._rows
 
+    def halves_of(self, number: int) -> np.ndarray:
+        """Ids of all rows of segment `number`, also those that are not visible, as uint64 [rows, 2]."""
+        return self._halves[int(self.starts[number]) : int(self.starts[number + 1])]
+
     def rows_of(self, number: int) -> np.ndarray:
         """Visible rows of segment `number`, counted from its first row."""
         start, stop = int(self.starts[number]), int(self.starts[number + 1])
@@ -99,6 +103,28 @@ class EpisodeIndex:
             return np.arange(stop - start)
         low, high = np.searchsorted(self._rows, [start, stop])
         return self._rows[low:high] - start
+
+    def leave_out(self, keep: np.ndarray) -> dict[str, np.ndarray]:
+        """What a version that shows only some rows leaves out: segment name -> offsets.
+
+        Copies of an episode that are not visible now are left out too, so that none takes the place of a deleted one.
+
+        Args:
+          keep: rows, ascending.
+        """
+        excluded = {}
+        edges = np.searchsorted(keep, self.starts)
+        for number, source in enumerate(self.segments):
+            kept = keep[edges[number] : edges[number + 1]] - self.starts[number]
+            if len(kept) < source.num_rows:
+                out = np.ones(source.num_rows, bool)
+                out[kept] = False
+                excluded[source.files.name] = source.columns(["offset"])["offset"].to_numpy()[out]
+        return excluded
+
+    def extent(self) -> dict[str, int]:
+        """Segment name -> bytes of its data file that this index knows."""
+        return {source.files.name: source.data_bytes for source in self.segments}
 
     def place(self, row: int) -> tuple[SegmentIndex, int, int]:
         """Segment of a row, and where in its data file the record is: (offset, bytes)."""

@@ -210,6 +210,12 @@ class SegmentIndex:
             _check_rows(self, table)
         return table.slice(0, self.num_rows).select(list(names))
 
+    def limit_bytes(self, end: int) -> None:
+        """Shows only the records that begin before byte `end` of the data file."""
+        if end < self.data_bytes:
+            offsets = self.columns(["offset"])["offset"].to_numpy()
+            self.num_rows = int(np.searchsorted(offsets, end))
+
 
 class IndexFile:
     """The Parquet index of a sealed segment, its checksum compared already; decodes columns when asked."""
@@ -495,6 +501,32 @@ def recover_segment(files: SegmentFiles) -> list[str]:
             os.fsync(file.fileno())
         write_seal(files, index.table, index.data_bytes)
         return [*index.notes, f"{index.table.num_rows} episodes kept"]
+
+
+def create_journal(files: SegmentFiles) -> int:
+    """Makes the journal of a new segment; its descriptor holds the exclusive lock.
+
+    The journal is locked before it has its name, so no one ever takes it for a dead writer's.
+    """
+    hidden = files.journal.with_name(f".{files.journal.name}.tmp")
+    journal = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(journal, fcntl.LOCK_EX)
+        os.replace(hidden, files.journal)
+    except OSError:
+        hidden.unlink(missing_ok=True)
+        os.close(journal)
+        raise
+    return journal
+
+
+def is_alive(files: SegmentFiles) -> bool:
+    """Whether a writer holds the segment's journal."""
+    try:
+        with open(files.journal, "rb") as file:
+            return not _try_lock(file.fileno(), fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager

@@ -80,7 +80,7 @@ class EpisodeStore:
       path: the folder.
       tasks: task id -> spec.
       damage: what was left out under `damaged="skip"`, one sentence each.
-      version: number of the version that is shown; 0 where there is none.
+      view: which version is shown, and what it leaves out.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class EpisodeStore:
         self._damaged = damaged
         self.tasks: Mapping[str, TaskSpec] = MappingProxyType(self._load_tasks())
         self._expected_columns = {task_id: expected_columns(task) for task_id, task in self.tasks.items()}
-        self._index, self.version = self._load_index(version, extent)
+        self._index, self.view = self._load_index(version, extent)
         self._segments = {index.files.name: index for index in self._index.segments}
         self._table: pa.Table | None = None
         self._rows: dict[str, int] = {}
@@ -106,32 +106,49 @@ class EpisodeStore:
         self._headers: collections.OrderedDict[int, RecordHeader] = collections.OrderedDict()
         self._decoder = BlockDecoder()
 
-    def _load_index(self, version: int | str | None, extent: Mapping[str, int] | None) -> tuple[EpisodeIndex, int]:
+    def _load_index(
+        self, version: int | str | None, extent: Mapping[str, int] | None
+    ) -> tuple[EpisodeIndex, versions.View]:
         """Reads the indexes; once more when a command changed the store's versions meanwhile."""
-        for _ in range(_TRIES - 1):
-            known = len(self.damage)
+        for attempt in range(_TRIES):
+            known, before = len(self.damage), versions.numbers(self.path)
             try:
-                view = versions.resolve(self.path, version)
-                result = self._read_index(view, extent)
+                view = self._resolve(version)
+                index = self._read_index(view, extent)
             except (CorruptionError, FileNotFoundError):
-                if max(versions.numbers(self.path), default=0) == view.latest:
+                if versions.numbers(self.path) == before or attempt + 1 == _TRIES:
                     raise
             else:
-                if max(versions.numbers(self.path), default=0) == view.latest:
-                    return result, view.number
+                if versions.numbers(self.path) == before or attempt + 1 == _TRIES:
+                    return index, view
             del self.damage[known:]
-        view = versions.resolve(self.path, version)
-        return self._read_index(view, extent), view.number
+        raise AssertionError("unreachable")
+
+    def _resolve(self, version: int | str | None) -> versions.View:
+        """The view; under `damaged="skip"` all there is when the newest version cannot be read."""
+        before = versions.numbers(self.path)
+        try:
+            return versions.resolve(self.path, version)
+        except CorruptionError as error:
+            if version is not None or versions.numbers(self.path) != before:
+                raise
+            self._take_damage(error)
+            latest = max(before, default=0)
+            return versions.View(number=0, latest=latest, excluded={}, hidden=frozenset(), extent=None)
 
     def _read_index(self, view: versions.View, extent: Mapping[str, int] | None) -> EpisodeIndex:
         indexes, ids = [], []
-        extents = [limit for limit in (view.extent, extent) if limit is not None]
         for files in segment.list_segments(self.path):
-            if files.name in view.hidden or any(files.name not in limit for limit in extents):
+            if files.name in view.hidden or (view.extent is not None and files.name not in view.extent):
+                continue
+            if extent is not None and files.name not in extent:
                 continue
             try:
                 index = segment.load_index(files)
-                index.num_rows = min([index.num_rows, *(limit[files.name] for limit in extents)])
+                if view.extent is not None:
+                    index.limit_bytes(view.extent[files.name])
+                if extent is not None:
+                    index.num_rows = min(index.num_rows, extent[files.name])
                 halves = parse_ids(index.columns(["episode_id"])["episode_id"], where=files.name)
             except CorruptionError as error:
                 self._take_damage(error)
@@ -146,6 +163,12 @@ class EpisodeStore:
             raise StoreError(
                 f"store {self.path}: {len(extent) - len(indexes)} of the segments that were there when it was opened "
                 "are gone: it was compacted since; open it again"
+            )
+        missing = set(view.extent or ()) - {index.files.name for index in indexes}
+        if missing and extent is None and not self.damage:
+            raise CorruptionError(
+                f"store {self.path}: {len(missing)} segments of version {view.number} are missing, "
+                f"{min(missing)} among them"
             )
         return EpisodeIndex(indexes, ids, view.excluded)
 
@@ -174,7 +197,7 @@ class EpisodeStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         extent = {name: index.num_rows for name, index in self._segments.items()}
-        return _reopen, (str(self.path), self._damaged, self.version, extent)
+        return _reopen, (str(self.path), self._damaged, self.view.number, extent)
 
     def __len__(self) -> int:
         return len(self._index)

@@ -51,7 +51,7 @@ class Version:
       name: of a view; "" on the line whose last one is the head.
       created: ISO 8601, UTC.
       detail: what the operation was asked to do, for people to read.
-      extent: segment name -> rows, of what was there before; for a view, what it shows.
+      extent: segment name -> bytes of its data file, of what was there before; for a view, of what it shows.
       hidden: segments that are not shown at all: `compact` is done with them, or `merge` is still bringing them.
       oldest: the oldest version that can still be opened.
       num_excluded: records left out.
@@ -91,7 +91,7 @@ class View:
       latest: the highest number there was, to see whether anything changed meanwhile.
       excluded: records left out.
       hidden: segments left out.
-      extent: segment name -> rows shown; None shows all there is.
+      extent: segment name -> bytes of its data file that are shown; None shows all there is.
     """
 
     number: int
@@ -136,7 +136,7 @@ def read_version(path: Path, number: int) -> Version:
             raise StoreError(f"{file}: has format version {content['version']}; install a newer program")
         names = {field.name for field in dataclasses.fields(Version)}
         facts = {name: value for name, value in content.items() if name in names}
-        facts["extent"] = {str(name): int(rows) for name, rows in facts["extent"].items()}
+        facts["extent"] = {str(name): int(size) for name, size in facts["extent"].items()}
         facts["hidden"] = tuple(str(name) for name in facts["hidden"])
         for name in ("oldest", "num_excluded", "index_bytes", "index_crc32c"):
             facts[name] = int(facts[name])
@@ -255,12 +255,21 @@ def check_name(name: str) -> str:
 
 
 @contextlib.contextmanager
-def changing(path: Path) -> Iterator[None]:
+def changing(path: Path, *, dry_run: bool = False) -> Iterator[None]:
     """Holds the lock of all commands that make versions; writers of episodes and readers do not need it.
 
+    Args:
+      path: the store.
+      dry_run: nothing will be changed: no lock.
+
     Raises:
-      StoreError: another command is at work.
+      StoreError: another command is at work, or the folder is not a store.
     """
+    if dry_run:
+        yield
+        return
+    if not path.is_dir():
+        layout.check_store(path)
     folder = path / VERSION_FOLDER
     folder.mkdir(exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
@@ -286,6 +295,7 @@ def commit(
     hidden: Sequence[str],
     name: str = "",
     collapse: bool = False,
+    above: int = 0,
 ) -> Version:
     """Adds a version; from the moment its seal has its name, readers that open the store show it.
 
@@ -294,12 +304,13 @@ def commit(
       operation, detail, extent, hidden, name: see `Version`.
       excluded: segment name -> offsets.
       collapse: whether older versions are gone with it.
+      above: the number is larger than this one.
     """
     for segment in [*excluded, *extent, *hidden]:
         if not SEGMENT_NAME.fullmatch(segment):
             raise ValueError(f"not the name of a segment: {segment!r}")
     existing = numbers(path)
-    number = (existing[-1] if existing else 0) + 1
+    number = max([above, *existing]) + 1
     oldest = number if collapse else max((version.oldest for version in read_versions(path)), default=0)
     names = sorted(segment for segment in excluded if len(excluded[segment]))
     counts = [len(excluded[segment]) for segment in names]

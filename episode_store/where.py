@@ -25,9 +25,10 @@ from episode_store.layout import near
 from episode_store.segment import INDEX_SCHEMA
 
 MAX_CHARACTERS = 10_000
+_MAX_DEPTH = 100
 
 # What a part of a condition is for a table: a column of values, or one value.
-_Values = pa.ChunkedArray | pa.Scalar
+_Values = Any
 _Part = Callable[[pa.Table], _Values]
 
 _NUMBER, _TEXT, _BOOL, _NULL = "a number", "a text", "True or False", "None"
@@ -69,6 +70,7 @@ class Condition:
         if len(text) > MAX_CHARACTERS:
             raise UserError(f"condition: {len(text)} characters, expected at most {MAX_CHARACTERS}")
         self.columns: list[str] = []
+        self._depth = 0
         try:
             tree = ast.parse(text.strip(), mode="eval").body
             self._part, kind = self._value(tree)
@@ -104,6 +106,15 @@ class Condition:
 
     def _value(self, node: ast.expr) -> tuple[_Part, str]:
         """The part a node stands for, and its kind."""
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise RecursionError
+        try:
+            return self._value_of(node)
+        finally:
+            self._depth -= 1
+
+    def _value_of(self, node: ast.expr) -> tuple[_Part, str]:
         if isinstance(node, ast.Constant):
             return self._constant(node)
         if isinstance(node, ast.Name):

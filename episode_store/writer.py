@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import threading
@@ -224,16 +223,11 @@ class _OpenSegment:
         self.data_bytes = len(DATA_HEADER)
         self._journal_bytes = 0
         self._sync = sync
-        # The journal is locked before it has its name, so no one ever takes it for a dead writer's.
-        hidden = self.files.journal.with_name(f".{self.files.journal.name}.tmp")
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-        self._journal = os.open(hidden, flags, 0o666)
+        self._journal = segment.create_journal(self.files)
         try:
-            fcntl.flock(self._journal, fcntl.LOCK_EX)
-            os.replace(hidden, self.files.journal)
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
             self._data = os.open(self.files.data, flags, 0o666)
         except OSError:
-            hidden.unlink(missing_ok=True)
             self.files.journal.unlink(missing_ok=True)
             os.close(self._journal)
             raise
