@@ -110,8 +110,9 @@ def compact(
         )
         report.version = version.number
         for number in numbers:
-            for file in (versions.seal_path(path, number), versions.excluded_path(path, number)):
-                file.unlink(missing_ok=True)
+            versions.seal_path(path, number).unlink(missing_ok=True)
+        for file in versions.unsealed(path):
+            file.unlink(missing_ok=True)
         for files in (*retired, *hidden):
             remove_segment(files)
         _clear(path)

@@ -154,6 +154,11 @@ class _Repair:
             for file in (versions.seal_path(self.path, number), versions.excluded_path(self.path, number)):
                 self._set_aside(file)
                 self._remove(file)
+        for file in versions.unsealed(self.path):
+            if int(file.stem) not in broken:
+                self._tell(f"{self._name(file)}: of a version that was never finished, or has lost its seal: set aside")
+                self._set_aside(file)
+                self._remove(file)
         head = versions.head_of([v for v in map(self._whole_version, numbers) if v and v.number not in broken])
         if broken and not self.dry_run and max(broken) > (head.number if head else 0):
             # A later version must not get the number of a lost one.

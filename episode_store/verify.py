@@ -109,6 +109,7 @@ def _verify_quarantine(path: Path, report: VerifyReport) -> None:
 def _verify_versions(path: Path, report: VerifyReport) -> frozenset[str]:
     """Checks every version; returns the segments that the newest one hides."""
     hidden: frozenset[str] = frozenset()
+    oldest = 0
     for number in versions.numbers(path):
         try:
             version = versions.read_version(path, number)
@@ -118,10 +119,10 @@ def _verify_versions(path: Path, report: VerifyReport) -> frozenset[str]:
             report.damages.append(Damage(file=name, problem=_without_path(error, path)))
         else:
             hidden = hidden if version.name else frozenset(version.hidden)
-    for file in sorted((path / versions.VERSION_FOLDER).glob("*.parquet")):
-        if not file.name.startswith(".") and not file.with_suffix(".seal").exists():
-            name = f"{versions.VERSION_FOLDER}/{file.name}"
-            report.damages.append(Damage(file=name, problem="has no seal: a version is lost, or was never finished"))
+            oldest = max(oldest, version.oldest)
+    for file in versions.unsealed(path, oldest):
+        problem = "has no seal: a version is lost, or was never finished; `repair` sets it aside"
+        report.damages.append(Damage(file=f"{versions.VERSION_FOLDER}/{file.name}", problem=problem))
     there = [name for name in sorted(hidden) if segment.SegmentFiles(path / segment.SEGMENT_FOLDER, name).data.exists()]
     if there:
         report.notes.append(f"{len(there)} segments wait for the end of a merge or compact that was interrupted")

@@ -120,6 +120,16 @@ def numbers(path: Path) -> list[int]:
     return sorted(int(match[1]) for match in map(_FILE.fullmatch, names) if match)
 
 
+def unsealed(path: Path, oldest: int = 0) -> list[Path]:
+    """Files of versions, from `oldest` on, that have no seal: never finished, or the seal was lost."""
+    files = sorted((path / VERSION_FOLDER).glob("[0-9]*.parquet"))
+    return [
+        file
+        for file in files
+        if file.stem.isdecimal() and int(file.stem) >= oldest and not seal_path(path, int(file.stem)).exists()
+    ]
+
+
 def read_version(path: Path, number: int) -> Version:
     """A version's seal.
 
@@ -149,11 +159,13 @@ def read_excluded(path: Path, version: Version) -> dict[str, np.ndarray]:
     """What a version leaves out.
 
     Raises:
-      CorruptionError: damaged.
-      FileNotFoundError: `compact` removed it meanwhile.
+      CorruptionError: damaged or missing.
     """
     file = excluded_path(path, version.number)
-    size = file.stat().st_size
+    try:
+        size = file.stat().st_size
+    except FileNotFoundError:
+        raise CorruptionError(f"{file}: missing") from None
     if size != version.index_bytes:
         raise CorruptionError(f"{file}: {size} bytes, expected {version.index_bytes}")
     content = file.read_bytes()

@@ -164,7 +164,7 @@ def test_versions_that_are_not_there_are_told(tmp_path: Path) -> None:
         EpisodeStore.open(tmp_path, version=7)
     with pytest.raises(StoreError, match=r"no version named 'godo'; did you mean 'good'\?"):
         EpisodeStore.open(tmp_path, version="godo")
-    with pytest.raises(UserError, match="version name '../x': expected a letter"):
+    with pytest.raises(UserError, match=r"version name '\.\./x': expected a letter"):
         change.filter_store(tmp_path, where="truncated", name="../x")
     change.delete(tmp_path, where="num_steps < 20")
     assert compact(tmp_path).gone == ["0", "good", "2"]
@@ -215,7 +215,9 @@ def test_split_divides_no_seed_content_or_group(tmp_path: Path) -> None:
             writer.add_episode(episode)
         for number in range(30):
             for agent in ("x", "y"):  # equal content, two ids
-                episode = random_episode(task, np.random.default_rng(number), 3, metadata=EpisodeMetadata(agent_id=agent))
+                episode = random_episode(
+                    task, np.random.default_rng(number), 3, metadata=EpisodeMetadata(agent_id=agent)
+                )
                 writer.add_episode(episode)
     results = change.split(tmp_path / "a", {"train": 0.7, "validation": 0.3})
     assert [result.name for result in results] == ["train", "validation"]
@@ -250,7 +252,7 @@ def test_a_family_that_declares_two_parts_is_refused(tmp_path: Path) -> None:
         writer.add_episode(random_episode(task, np.random.default_rng(9), 2, metadata=metadata))
     with pytest.raises(UserError, match="a family of 2 episodes declares parts train, validation"):
         change.split(tmp_path, parts)
-    with pytest.raises(UserError, match="shares that sum to 1, got train=0.5, test=0.2"):
+    with pytest.raises(UserError, match=r"shares that sum to 1, got train=0\.5, test=0\.2"):
         change.split(tmp_path, {"train": 0.5, "test": 0.2})
 
 
@@ -405,7 +407,7 @@ def test_no_flipped_bit_of_a_version_is_silent(tmp_path: Path) -> None:
         assert len(store) == len(episodes)
         assert "versions/000001" in store.damage[0]
         file.unlink()
-        assert verify_store(tmp_path).damages
+        assert verify_store(tmp_path).damages, f"{file.name} is missing"
         file.write_bytes(content)
     assert verify_store(tmp_path).damages == []
 
@@ -745,7 +747,7 @@ def test_a_version_file_is_plain_parquet_and_checked_json(tmp_path: Path) -> Non
     change.delete(tmp_path, where="task_id == 'Robot-v1'")
     table = pq.read_table(tmp_path / "versions" / "000001.parquet", page_checksum_verification=True)
     assert table.schema.names == ["segment", "offset"]
-    rows = pq.read_table(tmp_path / "segments").to_pylist()
+    rows = pq.read_table(list((tmp_path / "segments").glob("*.parquet"))).to_pylist()
     out = {(row["segment"], row["offset"]) for row in table.to_pylist()}
     visible = {row["episode_id"] for row in rows if (row["segment"], row["offset"]) not in out}
     assert visible == ids(tmp_path)
@@ -757,8 +759,6 @@ def test_a_version_file_is_plain_parquet_and_checked_json(tmp_path: Path) -> Non
 def test_names_of_segments_in_a_version_cannot_leave_the_folder(tmp_path: Path) -> None:
     """A seal that names other files, with a right checksum."""
     fill(tmp_path)
-    with pytest.raises(ValueError, match="not the name of a segment: '../../x'"):
-        versions.commit(
-            tmp_path, operation="x", detail={}, extent={}, excluded={}, hidden=["../../x"]
-        )
+    with pytest.raises(ValueError, match=r"not the name of a segment: '\.\./\.\./x'"):
+        versions.commit(tmp_path, operation="x", detail={}, extent={}, excluded={}, hidden=["../../x"])
     assert segment.SEGMENT_NAME.fullmatch("../../x") is None
