@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from episode_store import checked_json, command_line, layout, segment, versions
 from episode_store.errors import CorruptionError, StoreError
+from episode_store.files import sync_folder, write_bytes
 from episode_store.record_format import RECORD_MAGIC, RecordHeader, padding_of, parse_header
 from episode_store.segment import ALIGNMENT, DATA_HEADER, INDEX_SCHEMA, SegmentFiles
 from episode_store.segment_copy import SegmentBuilder, share_file
@@ -190,7 +191,7 @@ class _Repair:
                 self._tell(f"{self._name(file)}: {len(lines) - len(whole)} damaged lines: set aside")
                 self._set_aside(file)
                 if not self.dry_run:
-                    checked_json.write_bytes(file, b"".join(whole))
+                    write_bytes(file, b"".join(whole))
 
     # --- segments ----------------------------------------------------------------------------------------------
 
@@ -260,7 +261,7 @@ class _Repair:
         for file in old:
             if file.suffix == ".parquet":
                 file.unlink(missing_ok=True)
-        checked_json.sync_folder(files.folder)
+        sync_folder(files.folder)
 
     def _copy_whole(self, files: SegmentFiles, data: np.ndarray, gaps: list[_Gap]) -> None:
         """Copies episodes that are whole but for changed padding into a segment of their own; not deleted ones.
@@ -284,7 +285,7 @@ class _Repair:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, files.data)
-        checked_json.sync_folder(files.folder)
+        sync_folder(files.folder)
 
     def _lose_segment(self, files: SegmentFiles, rows: list[dict[str, Any]] | None) -> None:
         """A data file that is missing, or too short to hold anything: its index is set aside."""
@@ -323,7 +324,7 @@ class _Repair:
         self.report.moved.append(self._name(target))
         if not self.dry_run:
             target.parent.mkdir(parents=True, exist_ok=True)
-            checked_json.write_bytes(target, content.tobytes())
+            write_bytes(target, content.tobytes())
 
     def _note(self, files: SegmentFiles, gaps: list[_Gap]) -> None:
         """Lines in the quarantine table, one a damaged record."""
@@ -339,7 +340,7 @@ class _Repair:
         folder = self.path / layout.QUARANTINE_FOLDER
         folder.mkdir(exist_ok=True)
         # Named by its content, so that a second run writes the same file.
-        checked_json.write_bytes(folder / f"{files.name}-{google_crc32c.value(content):08x}.jsonl", content)
+        write_bytes(folder / f"{files.name}-{google_crc32c.value(content):08x}.jsonl", content)
 
     def _remove(self, file: Path) -> None:
         if not self.dry_run:

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from episode_store import checked_json, segment
+from episode_store import segment
 from episode_store.errors import CorruptionError
+from episode_store.files import sync_folder
 from episode_store.record_format import padding_of, parse_header
 from episode_store.segment import DATA_HEADER, INDEX_SCHEMA, SegmentFiles, SegmentIndex
 
@@ -160,7 +161,7 @@ def share_file(source: Path, target: Path, *, copy: bool) -> bool:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-    checked_json.sync_folder(target.parent)
+    sync_folder(target.parent)
     return linked
 
 

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 
 from episode_store import checked_json, layout
 from episode_store.errors import CorruptionError, StoreError, UserError
+from episode_store.files import write_bytes
 from episode_store.segment import FORMAT_VERSION, SEGMENT_NAME
 
 VERSION_FOLDER = "versions"
@@ -340,7 +341,7 @@ def commit(
         column_encoding={"offset": "DELTA_BINARY_PACKED"},
     )
     content = sink.getvalue()
-    checked_json.write_bytes(excluded_path(path, number), content)
+    write_bytes(excluded_path(path, number), content)
     version = Version(
         number=number,
         operation=operation,
