@@ -77,7 +77,7 @@ def measures() -> Iterator[Limit]:
     with tempfile.TemporaryDirectory() as folder:
         ours = [_PREAMBLE + _OPEN + _QUERY + _END, *_arguments(Path(folder))]
         peer = [_PREAMBLE + _PEER + _END, *ours[1:]]
-        peer_name = "pyarrow.parquet.read_table of the same index files, all columns, no order, no lookup by id"
+        peer_name = "pyarrow: all columns of the same index files in memory, no lookup by id"
         for name, unit, goal in (("open", "s", 0.5), ("query", "s", 0.1), ("memory", "MB", 300.0)):
             yield Limit(
                 name=f"store.million.{name}",

@@ -151,6 +151,10 @@ def read_version(path: Path, number: int) -> Version:
         facts["hidden"] = tuple(str(name) for name in facts["hidden"])
         for name in ("oldest", "num_excluded", "index_bytes", "index_crc32c"):
             facts[name] = int(facts[name])
+        if not (isinstance(facts["name"], str) and isinstance(facts["detail"], dict)):
+            raise CorruptionError(f"{file}: its name or detail is of another type")
+        if not 0 <= facts["oldest"] <= number or facts["num_excluded"] < 0:
+            raise CorruptionError(f"{file}: oldest version {facts['oldest']}, {facts['num_excluded']} records left out")
         return Version(**facts)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptionError(f"{file}: lacks a fact: {error}") from None

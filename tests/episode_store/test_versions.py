@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from episode_store import change, segment, versions
+from episode_store import change, checked_json, segment, versions
 from episode_store.compact import compact
 from episode_store.episode import Episode, EpisodeMetadata
 from episode_store.errors import CorruptionError, StoreError, UserError
@@ -762,3 +762,31 @@ def test_names_of_segments_in_a_version_cannot_leave_the_folder(tmp_path: Path) 
     with pytest.raises(ValueError, match=r"not the name of a segment: '\.\./\.\./x'"):
         versions.commit(tmp_path, operation="x", detail={}, extent={}, excluded={}, hidden=["../../x"])
     assert segment.SEGMENT_NAME.fullmatch("../../x") is None
+
+
+@pytest.mark.parametrize(
+    ("facts", "problem"),
+    [
+        ({"oldest": 9}, "oldest version 9"),
+        ({"num_excluded": -1}, "-1 records left out"),
+        ({"num_excluded": 1 << 40}, "4 rows, expected 1099511627776"),
+        ({"extent": [1]}, "lacks a fact"),
+        ({"hidden": 3}, "lacks a fact"),
+        ({"name": 3}, "of another type"),
+        ({"number": 2}, "is not the seal of version 1"),
+        ({"index_bytes": 1 << 60}, "bytes, expected"),
+    ],
+)
+def test_a_hostile_seal_is_refused(tmp_path: Path, facts: dict[str, Any], problem: str) -> None:
+    """Its checksum is right, its facts are not."""
+    fill(tmp_path)
+    change.delete(tmp_path, where="task_id == 'Robot-v1'")
+    file = tmp_path / "versions" / "000001.seal"
+    content = checked_json.read_file(file)
+    content.pop("crc32c", None)
+    checked_json.write_file(file, {**content, **facts})
+    with pytest.raises(CorruptionError, match=problem):
+        EpisodeStore.open(tmp_path)
+    assert verify_store(tmp_path).damages
+    repair(tmp_path)
+    assert len(EpisodeStore.open(tmp_path)) == 12
