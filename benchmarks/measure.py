@@ -48,6 +48,39 @@ class Measure:
         }
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limit:
+    """A value that must stay below a goal, such as seconds or MB; each call of `ours` or `peer` measures it once.
+
+    A peer is there to compare with; it may do less than ours.
+    """
+
+    name: str
+    unit: str
+    goal: float
+    ours: Callable[[], float]
+    peer: Callable[[], float]
+    peer_name: str
+
+    def run(self, rounds: int) -> dict[str, object]:
+        """A line of `results.jsonl`: `value` is the median, `spread` the range, `ratio` the peer's to ours."""
+        self.ours(), self.peer()  # warms up
+        ours, peer = zip(*((self.ours(), self.peer()) for _ in range(rounds)), strict=True)
+        value, peer_value = statistics.median(ours), statistics.median(peer)
+        return {
+            "name": self.name,
+            "value": _rounded(value),
+            "unit": self.unit,
+            "goal": self.goal,
+            "peer": self.peer_name,
+            "peer_value": _rounded(peer_value),
+            "ratio": _rounded(peer_value / value),
+            "spread": [_rounded(min(ours)), _rounded(max(ours))],
+            "machine": machine(),
+            "commit": commit(),
+        }
+
+
 def append(result: dict[str, object]) -> None:
     """Adds a line to `results.jsonl`."""
     with RESULTS.open("a", encoding="utf-8") as file:

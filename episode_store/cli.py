@@ -1,4 +1,4 @@
-"""The command line: `python -m episode_store list|show|verify`."""
+"""The command line: `python -m episode_store list|show|verify` and the verbs of cli_*.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from episode_store import command_line, layout
+from episode_store import cli_versions, command_line, layout, versions
 from episode_store.command_line import CommandLine
 from episode_store.episode import Episode
 from episode_store.spec import FieldValues
@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _list_verb(program)
     _show_verb(program)
     _verify_verb(program)
+    cli_versions.add_verbs(program)
     return program.main(arguments)
 
 
@@ -30,11 +31,12 @@ def _list_verb(program: CommandLine) -> None:
     parser = program.verb(
         "list",
         _list,
-        help="one line a task: episodes, steps, returns, agents",
+        help="one line a task: episodes, steps, returns, agents; then the versions",
         example="python -m episode_store list --store runs/demo/store --tasks 'metaworld/*'",
     )
     command_line.add_store(parser)
     command_line.add_tasks(parser)
+    cli_versions.add_version(parser)
 
 
 def _show_verb(program: CommandLine) -> None:
@@ -46,6 +48,7 @@ def _show_verb(program: CommandLine) -> None:
     )
     command_line.add_store(parser)
     command_line.add_tasks(parser)
+    cli_versions.add_version(parser)
     parser.add_argument("--episode", metavar="ID", help="one episode: an id, or the beginning of one")
     command_line.add_episodes(parser, default=5)
 
@@ -81,11 +84,20 @@ def task_summary(store: EpisodeStore, task_id: str) -> dict[str, Any]:
 
 
 def _list(namespace: argparse.Namespace) -> int:
-    store = EpisodeStore.open(namespace.store)
+    store = EpisodeStore.open(namespace.store, version=namespace.version)
     tasks = [task_summary(store, task_id) for task_id in store.find_tasks(namespace.tasks)]
     quarantined = store.quarantine().num_rows
+    found = versions.read_versions(store.path)
     if namespace.json:
-        command_line.print_json({"store": str(store.path), "tasks": tasks, "quarantined": quarantined})
+        command_line.print_json(
+            {
+                "store": str(store.path),
+                "version": store.view.number,
+                "tasks": tasks,
+                "quarantined": quarantined,
+                "versions": [version.to_json() for version in found],
+            }
+        )
         return 0
     rows = [
         (
@@ -104,11 +116,26 @@ def _list(namespace: argparse.Namespace) -> int:
     command_line.print_table(rows, ("task", "episodes", "steps", "mean return", "min", "max", "MB", "agents"))
     total = sum(task["episodes"] for task in tasks)
     print(f"{total} episodes in {len(tasks)} tasks, {file_sizes(store.path) / 1e6:.1f} MB, {quarantined} quarantined")
+    if found:
+        print()
+        facts = [
+            (
+                version.number,
+                version.name or "-",
+                version.operation,
+                version.created,
+                version.num_excluded,
+                layout.shorten(" ".join(f"{name}={value}" for name, value in version.detail.items())),
+            )
+            for version in found
+        ]
+        command_line.print_table(facts, ("version", "name", "made by", "when (UTC)", "left out", "detail"))
+        print(f"shown: version {store.view.number}" + ("" if found[0].oldest else "; 0 is all that was ever written"))
     return 0
 
 
 def _show(namespace: argparse.Namespace) -> int:
-    store = EpisodeStore.open(namespace.store)
+    store = EpisodeStore.open(namespace.store, version=namespace.version)
     if namespace.episode is not None:
         result = episode_summary(store, store.find_episode(namespace.episode))
         if namespace.json:

@@ -36,6 +36,8 @@ class EpisodeMetadata:
       agent_hash: hash of the agent's weights or source; "" if unknown.
       split_group: episodes of one group are never divided between training and held-out data (an image, a speaker).
       attribution: licence and source of data that was not generated here.
+      success: whether the environment said that the task was solved; None where it does not tell. It is never guessed
+        from rewards or ends.
     """
 
     agent_id: str = ""
@@ -46,10 +48,13 @@ class EpisodeMetadata:
     agent_hash: str = ""
     split_group: str = ""
     attribution: str = ""
+    success: bool | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
+        """A JSON object; without `success` where it is None, so ids from before it existed stay what they are."""
         result = {name: getattr(self, name) for name in _METADATA_NAMES}
+        if self.success is None:
+            del result["success"]
         result["environment_config"] = dict(self.environment_config)
         return result
 

@@ -3,7 +3,9 @@
 store.json                       checked JSON: what this folder is, and the format's version
 tasks/<task>.json                checked JSON: one `TaskSpec`; '/' in the task id becomes '--'
 segments/                        see segment.py
-quarantine/<segment>.jsonl       one checked JSON line a refused episode
+versions/                        see versions.py
+quarantine/<segment>.jsonl       one checked JSON line a refused or damaged episode
+quarantine/damaged/              what `repair` set aside
 """
 
 from __future__ import annotations
@@ -63,6 +65,11 @@ def create_store(path: Path) -> None:
     check_store(path)
     for folder in (TASK_FOLDER, SEGMENT_FOLDER):
         (path / folder).mkdir(exist_ok=True)
+
+
+def create_store_marker(path: Path) -> None:
+    """Writes the marker of a store again; for `repair`."""
+    checked_json.write_file(path / MARKER, {"format": "episode-store", "version": FORMAT_VERSION})
 
 
 def task_path(path: Path, task_id: str) -> Path:

@@ -307,6 +307,14 @@ def parse_header(data: np.ndarray) -> RecordHeader:
     )
 
 
+def padding_of(header: RecordHeader) -> list[tuple[int, int]]:
+    """Byte ranges of a record that are zeros: after its header and after each column."""
+    edges = [header.header_bytes]
+    for column in header.columns:
+        edges += [column.offset, column.offset + column.stored_bytes]
+    return list(zip(edges[::2], [*edges[1::2], header.record_bytes], strict=True))
+
+
 def _parse_column(header: bytes, position: int) -> tuple[Column, int]:
     group, codec, num_axes, dtype_length, name_length, _, num_rows, block_rows, num_blocks, offset, size = (
         _COLUMN.unpack_from(header, position)

@@ -21,7 +21,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,24 @@ INDEX_SCHEMA = pa.schema(
         pa.field("segment", pa.string(), nullable=False),
         pa.field("offset", pa.int64(), nullable=False),
         pa.field("record_bytes", pa.int64(), nullable=False),
+        # Newer than the rest: an index without it reads as nulls.
+        pa.field("success", pa.bool_()),
     ]
 )
+_OPTIONAL_COLUMNS = frozenset({"success"})
+# Columns whose values repeat: read as dictionaries, so a row costs four bytes whatever the text.
+_REPEATING_COLUMNS = ["task_id", "agent_id", "experiment_id", "agent_hash", "attribution", "segment"]
+# The same with those dictionaries.
+CODED_SCHEMA = pa.schema(
+    [
+        pa.field(field.name, pa.dictionary(pa.int32(), pa.string()), nullable=False)
+        if field.name in _REPEATING_COLUMNS
+        else field
+        for field in INDEX_SCHEMA
+    ]
+)
+# Larger indexes are mapped instead of kept in memory; small ones would cost a file descriptor each.
+_MAPPED_INDEX_BYTES = 1 << 20
 
 
 def new_segment_name() -> str:
@@ -88,7 +104,11 @@ class SegmentFiles:
     @property
     def index(self) -> Path:
         """Index of a sealed segment."""
-        return self.folder / f"{self.name}.parquet"
+        return self.index_of(0)
+
+    def index_of(self, generation: int) -> Path:
+        """Index of a sealed segment after so many repairs."""
+        return self.folder / (f"{self.name}.r{generation}.parquet" if generation else f"{self.name}.parquet")
 
     @property
     def seal(self) -> Path:
@@ -126,6 +146,7 @@ def index_row(header: RecordHeader, segment: str, offset: int) -> dict[str, Any]
         "segment": segment,
         "offset": offset,
         "record_bytes": header.record_bytes,
+        "success": metadata.success,
     }
 
 
@@ -148,23 +169,110 @@ def map_data(path: Path) -> np.ndarray:
 
 @dataclasses.dataclass(kw_only=True)
 class SegmentIndex:
-    """What is known of one segment.
+    """What is known of one segment. Columns of a sealed one are decoded when they are asked for.
 
     Attributes:
       files: its paths.
-      table: one row an episode, in the order of writing.
-      data_bytes: end of the last record.
+      source: all rows, in the order of writing; either a table or a checked Parquet file.
+      num_rows: how many of them count; a reader may see fewer than there are by now.
+      data_bytes: end of the last record, or of the data file.
       sealed: whether it is complete.
       alive: whether its writer still runs (never for a sealed one).
       notes: what was found after a writer's sudden end, one sentence each.
+      gaps: byte ranges of the data file that `repair` left out as damaged: (start, end).
     """
 
     files: SegmentFiles
-    table: pa.Table
+    source: pa.Table | IndexFile
+    num_rows: int
     data_bytes: int
     sealed: bool
     alive: bool = False
     notes: list[str] = dataclasses.field(default_factory=list)
+    gaps: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+
+    @property
+    def table(self) -> pa.Table:
+        """One row an episode, in the order of writing, as `INDEX_SCHEMA`."""
+        return self.columns(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
+
+    def columns(self, names: Sequence[str]) -> pa.Table:
+        """Some columns; texts that repeat may come as dictionaries.
+
+        Raises:
+          CorruptionError: the index holds something else than `INDEX_SCHEMA` or points outside the data file.
+        """
+        wanted = list(names)
+        if not {"offset", "record_bytes"}.isdisjoint(wanted):
+            wanted = list(dict.fromkeys([*wanted, "offset", "record_bytes"]))
+        table = self.source.select(wanted) if isinstance(self.source, pa.Table) else self.source.read(wanted)
+        if "offset" in wanted:
+            _check_rows(self, table)
+        return table.slice(0, self.num_rows).select(list(names))
+
+    def limit_bytes(self, end: int) -> None:
+        """Shows only the records that begin before byte `end` of the data file."""
+        if end < self.data_bytes:
+            offsets = self.columns(["offset"])["offset"].to_numpy()
+            self.num_rows = int(np.searchsorted(offsets, end))
+
+
+class IndexFile:
+    """The Parquet index of a sealed segment, its checksum compared already; decodes columns when asked."""
+
+    def __init__(self, path: Path, content: np.ndarray) -> None:
+        """Reads the footer.
+
+        Raises:
+          CorruptionError: not Parquet.
+        """
+        self._path = path
+        self._content = content
+        with self._told():
+            self._metadata = self._open(None).metadata
+        self.num_rows: int = self._metadata.num_rows
+        self._names = frozenset(self._metadata.schema.names)
+
+    def read(self, names: Sequence[str]) -> pa.Table:
+        """Columns of all rows.
+
+        Raises:
+          CorruptionError: a column is missing, of another type, or cannot be decoded.
+        """
+        fields = [INDEX_SCHEMA.field(name) for name in names]
+        with self._told():
+            table = self._open(self._metadata).read([name for name in names if name in self._names], use_threads=False)
+            columns = []
+            for field in fields:
+                if field.name in self._names:
+                    column = table[field.name]
+                    keeps = pa.types.is_dictionary(column.type) and column.type.value_type == field.type
+                    columns.append(column if keeps else column.cast(field.type))
+                elif field.name in _OPTIONAL_COLUMNS:
+                    columns.append(pa.chunked_array([pa.nulls(self.num_rows, field.type)]))
+                else:
+                    raise CorruptionError(f"{self._path}: lacks column {field.name}")
+                if not field.nullable and columns[-1].null_count:
+                    raise CorruptionError(f"{self._path}: {field.name} is missing in a row")
+            result = pa.Table.from_arrays(columns, names=list(names))
+            if result.num_rows != self.num_rows:
+                raise CorruptionError(f"{self._path}: its columns differ in length")
+            return result
+
+    def _open(self, metadata: pq.FileMetaData | None) -> pq.ParquetFile:
+        return pq.ParquetFile(
+            pa.BufferReader(pa.py_buffer(self._content)),
+            metadata=metadata,
+            read_dictionary=_REPEATING_COLUMNS,
+            page_checksum_verification=True,
+        )
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise CorruptionError(f"{self._path}: unexpected content: {error}") from None
 
 
 def load_index(files: SegmentFiles) -> SegmentIndex:
@@ -182,31 +290,58 @@ def load_index(files: SegmentFiles) -> SegmentIndex:
     raise CorruptionError(f"{files.data}: has neither an index nor a journal: its episodes cannot be found")
 
 
-def _load_sealed(files: SegmentFiles) -> SegmentIndex:
+def read_seal(files: SegmentFiles) -> dict[str, Any]:
+    """The seal of a segment, its facts checked.
+
+    Raises:
+      CorruptionError: damaged, or of another segment.
+      FileNotFoundError: there is none.
+    """
     seal = checked_json.read_file(files.seal)
     try:
-        data_bytes, index_bytes, checksum = int(seal["data_bytes"]), int(seal["index_bytes"]), seal["index_crc32c"]
         if seal["version"] != FORMAT_VERSION or seal["segment"] != files.name:
             raise CorruptionError(f"{files.seal}: is not the seal of this segment and format version {FORMAT_VERSION}")
+        facts = {name: int(seal[name]) for name in ("num_episodes", "data_bytes", "index_bytes", "index_crc32c")}
+        generation = int(seal.get("index_generation", 0))
+        gaps = [(int(start), int(end)) for start, end in seal.get("gaps", [])]
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptionError(f"{files.seal}: lacks a fact: {error}") from None
+    if not 0 <= facts["num_episodes"] * ALIGNMENT <= facts["data_bytes"] or generation < 0:
+        raise CorruptionError(f"{files.seal}: {facts['num_episodes']} episodes in {facts['data_bytes']} bytes")
+    return {**facts, "index_generation": generation, "gaps": gaps}
+
+
+def _load_sealed(files: SegmentFiles) -> SegmentIndex:
+    seal = read_seal(files)
+    path = files.index_of(seal["index_generation"])
+    content = _read_index(path, seal["index_bytes"])
+    if google_crc32c.value(content) != seal["index_crc32c"]:
+        raise CorruptionError(f"{path}: its checksum does not match: a byte was changed")
+    source = IndexFile(path, content)
+    if source.num_rows != seal["num_episodes"]:
+        raise CorruptionError(f"{path}: {source.num_rows} rows, its seal says {seal['num_episodes']}")
+    return SegmentIndex(
+        files=files,
+        source=source,
+        num_rows=source.num_rows,
+        data_bytes=seal["data_bytes"],
+        sealed=True,
+        gaps=seal["gaps"],
+    )
+
+
+def _read_index(path: Path, expected: int) -> np.ndarray:
+    """The bytes of an index file, uint8 [expected]; they stay readable when the file goes."""
     try:
-        size = files.index.stat().st_size
-        content = files.index.read_bytes() if size == index_bytes else b""
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != expected:
+                raise CorruptionError(f"{path}: {size} bytes, expected {expected}")
+            if size >= _MAPPED_INDEX_BYTES:
+                return np.frombuffer(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), np.uint8)
+            return np.frombuffer(file.read(), np.uint8)
     except FileNotFoundError:
-        raise CorruptionError(f"{files.index}: missing") from None
-    if size != index_bytes:
-        raise CorruptionError(f"{files.index}: {size} bytes, expected {index_bytes}")
-    if google_crc32c.value(content) != checksum:
-        raise CorruptionError(f"{files.index}: its checksum does not match: a byte was changed")
-    try:
-        table = pq.read_table(io.BytesIO(content), page_checksum_verification=True, use_threads=False)
-        table = table.cast(INDEX_SCHEMA)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise CorruptionError(f"{files.index}: unexpected content: {error}") from None
-    index = SegmentIndex(files=files, table=table, data_bytes=data_bytes, sealed=True)
-    _check_rows(index)
-    return index
+        raise CorruptionError(f"{path}: missing") from None
 
 
 def _load_journal(files: SegmentFiles) -> SegmentIndex:
@@ -242,8 +377,10 @@ def _parse_journal(files: SegmentFiles, content: bytes, *, alive: bool) -> Segme
         table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise CorruptionError(f"{files.journal}: unexpected facts: {error}") from None
-    index = SegmentIndex(files=files, table=table, data_bytes=end, sealed=False, alive=alive, notes=notes)
-    _check_rows(index)
+    index = SegmentIndex(
+        files=files, source=table, num_rows=len(table), data_bytes=end, sealed=False, alive=alive, notes=notes
+    )
+    _check_rows(index, table)
     return index
 
 
@@ -283,22 +420,46 @@ def check_blocks(record: np.ndarray, header: RecordHeader) -> None:
             start += size
 
 
-def _check_rows(index: SegmentIndex) -> None:
-    """Bounds what the index may claim before anyone follows it."""
-    offsets = index.table["offset"].to_numpy()
-    sizes = index.table["record_bytes"].to_numpy()
+def _check_rows(index: SegmentIndex, table: pa.Table) -> None:
+    """Bounds what the index may claim before anyone follows it: aligned records that do not overlap, in order."""
+    offsets, sizes = table["offset"].to_numpy(), table["record_bytes"].to_numpy()
     inside = (offsets >= len(DATA_HEADER)) & (sizes >= ALIGNMENT) & (offsets <= index.data_bytes - sizes)
-    if not (inside & (offsets % ALIGNMENT == 0)).all():
+    ordered = (offsets[1:] >= offsets[:-1] + sizes[:-1]).all()
+    if not (ordered and (inside & (offsets % ALIGNMENT == 0)).all()):
         raise CorruptionError(f"{index.files.name}: the index points outside its data file")
 
 
-def write_seal(files: SegmentFiles, table: pa.Table, data_bytes: int) -> None:
-    """Writes index and seal of a segment whose data is synced, then removes its journal."""
+def write_seal(
+    files: SegmentFiles,
+    table: pa.Table,
+    data_bytes: int,
+    *,
+    generation: int = 0,
+    gaps: Sequence[tuple[int, int]] = (),
+) -> None:
+    """Writes index and seal of a segment whose data is synced, then removes its journal.
+
+    Args:
+      files: of the segment.
+      table: its rows, as `INDEX_SCHEMA`.
+      data_bytes: size of the data file.
+      generation: 0 for a segment's first index; `repair` writes later ones beside it, and the seal, which is renamed
+        into place, decides which one counts.
+      gaps: damaged byte ranges that the index leaves out.
+    """
     sink = io.BytesIO()
-    pq.write_table(table, sink, write_page_checksum=True, compression="zstd", row_group_size=65_536)
+    pq.write_table(
+        table,
+        sink,
+        write_page_checksum=True,
+        compression="zstd",
+        row_group_size=65_536,
+        # Ids and hashes never repeat: a dictionary of them only costs time.
+        use_dictionary=[*_REPEATING_COLUMNS, "split_group", "num_steps"],
+    )
     content = sink.getbuffer()
-    write_bytes(files.index, content)
-    seal = {
+    write_bytes(files.index_of(generation), content)
+    seal: dict[str, Any] = {
         "format": "episode-segment",
         "version": FORMAT_VERSION,
         "segment": files.name,
@@ -307,6 +468,10 @@ def write_seal(files: SegmentFiles, table: pa.Table, data_bytes: int) -> None:
         "index_bytes": len(content),
         "index_crc32c": google_crc32c.value(sink.getvalue()),
     }
+    if generation:
+        seal["index_generation"] = generation
+    if gaps:
+        seal["gaps"] = [list(gap) for gap in gaps]
     checked_json.write_file(files.seal, seal)
     files.journal.unlink(missing_ok=True)
 
@@ -336,6 +501,32 @@ def recover_segment(files: SegmentFiles) -> list[str]:
             os.fsync(file.fileno())
         write_seal(files, index.table, index.data_bytes)
         return [*index.notes, f"{index.table.num_rows} episodes kept"]
+
+
+def create_journal(files: SegmentFiles) -> int:
+    """Makes the journal of a new segment; its descriptor holds the exclusive lock.
+
+    The journal is locked before it has its name, so no one ever takes it for a dead writer's.
+    """
+    hidden = files.journal.with_name(f".{files.journal.name}.tmp")
+    journal = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(journal, fcntl.LOCK_EX)
+        os.replace(hidden, files.journal)
+    except OSError:
+        hidden.unlink(missing_ok=True)
+        os.close(journal)
+        raise
+    return journal
+
+
+def is_alive(files: SegmentFiles) -> bool:
+    """Whether a writer holds the segment's journal."""
+    try:
+        with open(files.journal, "rb") as file:
+            return not _try_lock(file.fileno(), fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager

@@ -21,6 +21,10 @@ def split_of(*, is_corpus: bool, split_group: str | None, content_hash: str, hol
     declared, slash, _ = group.partition("/")
     if slash and declared in (TRAIN, VALIDATION):
         return declared
+    return VALIDATION if fraction_of(group) < holdout else TRAIN
+
+
+def fraction_of(group: str) -> float:
+    """A number in [0, 1] that depends on the name of a group and on nothing else."""
     digest = hashlib.blake2b(f"holdout:{group}".encode(), digest_size=8)
-    fraction = int.from_bytes(digest.digest(), "little") / 2**64
-    return VALIDATION if fraction < holdout else TRAIN
+    return int.from_bytes(digest.digest(), "little") / 2**64

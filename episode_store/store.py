@@ -17,19 +17,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from episode_store import checked_json, column_codecs, layout, segment
+from episode_store import checked_json, column_codecs, layout, query, segment, versions
 from episode_store.column_codecs import BlockDecoder, Codec
 from episode_store.episode import Episode, EpisodeMetadata
+from episode_store.episode_ids import parse_ids
+from episode_store.episode_index import EpisodeIndex
 from episode_store.errors import CorruptionError, StoreError
 from episode_store.record_format import Column, Group, RecordHeader, check_columns, expected_columns, parse_header
-from episode_store.segment import SegmentIndex
+from episode_store.segment import INDEX_SCHEMA, SegmentIndex
 from episode_store.spec import FieldValues
 from episode_store.task import TaskSpec
 
 _LOGGER = logging.getLogger("episode_store")
-_SORT = [(name, "ascending") for name in ("task_id", "agent_id", "collection_index", "episode_id")]
 # Parsed headers kept for windows of episodes read again and again; bounds a reader's memory.
 _CACHED_HEADERS = 4096
+# Of stores up to this size the table is kept; of larger ones so many looked-up ids.
+_KEPT_ROWS = 65_536
+# Data files that are mapped at once: each takes a file descriptor, of which a process has about 1,000.
+_MAPPED_FILES = 256
+# How often a store is read again because its versions changed meanwhile.
+_TRIES = 5
 
 QUARANTINE_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("task_id", "agent_id", "seed", "collection_index", "reason")]
@@ -73,9 +80,17 @@ class EpisodeStore:
       path: the folder.
       tasks: task id -> spec.
       damage: what was left out under `damaged="skip"`, one sentence each.
+      view: which version is shown, and what it leaves out.
     """
 
-    def __init__(self, path: Path, *, damaged: Literal["raise", "skip"], extent: Mapping[str, int] | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        damaged: Literal["raise", "skip"],
+        version: int | str | None = None,
+        extent: Mapping[str, int] | None = None,
+    ) -> None:
         """Use `EpisodeStore.open`."""
         layout.check_store(path)
         self.path = path
@@ -83,37 +98,94 @@ class EpisodeStore:
         self._damaged = damaged
         self.tasks: Mapping[str, TaskSpec] = MappingProxyType(self._load_tasks())
         self._expected_columns = {task_id: expected_columns(task) for task_id, task in self.tasks.items()}
-        self._segments: dict[str, SegmentIndex] = {}
-        for files in segment.list_segments(path):
+        self._index, self.view = self._load_index(version, extent)
+        self._segments = {index.files.name: index for index in self._index.segments}
+        self._table: pa.Table | None = None
+        self._rows: dict[str, int] = {}
+        self._maps: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
+        self._headers: collections.OrderedDict[int, RecordHeader] = collections.OrderedDict()
+        self._decoder = BlockDecoder()
+
+    def _load_index(
+        self, version: int | str | None, extent: Mapping[str, int] | None
+    ) -> tuple[EpisodeIndex, versions.View]:
+        """Reads the indexes; once more when a command changed the store's versions meanwhile."""
+        for attempt in range(_TRIES):
+            known, before = len(self.damage), versions.numbers(self.path)
+            try:
+                view = self._resolve(version)
+                index = self._read_index(view, extent)
+            except (CorruptionError, FileNotFoundError):
+                if versions.numbers(self.path) == before or attempt + 1 == _TRIES:
+                    raise
+            else:
+                if versions.numbers(self.path) == before or attempt + 1 == _TRIES:
+                    return index, view
+            del self.damage[known:]
+        raise AssertionError("unreachable")
+
+    def _resolve(self, version: int | str | None) -> versions.View:
+        """The view; under `damaged="skip"` all there is when the newest version cannot be read."""
+        before = versions.numbers(self.path)
+        try:
+            return versions.resolve(self.path, version)
+        except CorruptionError as error:
+            if version is not None or versions.numbers(self.path) != before:
+                raise
+            self._take_damage(error)
+            latest = max(before, default=0)
+            return versions.View(number=0, latest=latest, excluded={}, hidden=frozenset(), extent=None)
+
+    def _read_index(self, view: versions.View, extent: Mapping[str, int] | None) -> EpisodeIndex:
+        indexes, ids = [], []
+        for files in segment.list_segments(self.path):
+            if files.name in view.hidden or (view.extent is not None and files.name not in view.extent):
+                continue
             if extent is not None and files.name not in extent:
                 continue
             try:
                 index = segment.load_index(files)
+                if view.extent is not None:
+                    index.limit_bytes(view.extent[files.name])
+                if extent is not None:
+                    index.num_rows = min(index.num_rows, extent[files.name])
+                halves = parse_ids(index.columns(["episode_id"])["episode_id"], where=files.name)
             except CorruptionError as error:
                 self._take_damage(error)
                 continue
             for note in index.notes:
-                _LOGGER.warning("store %s: segment %s: its writer ended without closing it: %s", path, files.name, note)
-            if extent is not None:
-                index.table = index.table.slice(0, extent[files.name])
-            self._segments[files.name] = index
-        self._table = _merge([index.table for index in self._segments.values()])
-        self._offsets = self._table["offset"].to_numpy()
-        self._record_bytes = self._table["record_bytes"].to_numpy()
-        self._segment_names: list[str] = self._table["segment"].to_pylist()
-        self._task_ids: list[str] = self._table["task_id"].to_pylist()
-        self._episode_ids: list[str] = self._table["episode_id"].to_pylist()
-        self._rows = {episode_id: row for row, episode_id in enumerate(self._episode_ids)}
-        self._maps: dict[str, np.ndarray] = {}
-        self._headers: collections.OrderedDict[int, RecordHeader] = collections.OrderedDict()
-        self._decoder = BlockDecoder()
+                _LOGGER.warning(
+                    "store %s: segment %s: its writer ended without closing it: %s", self.path, files.name, note
+                )
+            indexes.append(index)
+            ids.append(halves)
+        if extent is not None and len(indexes) < len(extent) and not self.damage:
+            raise StoreError(
+                f"store {self.path}: {len(extent) - len(indexes)} of the segments that were there when it was opened "
+                "are gone: it was compacted since; open it again"
+            )
+        missing = set(view.extent or ()) - {index.files.name for index in indexes}
+        if missing and extent is None and not self.damage:
+            raise CorruptionError(
+                f"store {self.path}: {len(missing)} segments of version {view.number} are missing, "
+                f"{min(missing)} among them"
+            )
+        return EpisodeIndex(indexes, ids, view.excluded)
 
     @classmethod
-    def open(cls, path: str | Path, *, damaged: Literal["raise", "skip"] = "raise") -> EpisodeStore:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        version: int | str | None = None,
+        damaged: Literal["raise", "skip"] = "raise",
+    ) -> EpisodeStore:
         """Opens a store for reading.
 
         Args:
           path: the folder.
+          version: the number of an older version, or the name of one that `split` or `filter` made; by default the
+            newest, to which writers add.
           damaged: "raise" refuses a store with a damaged index or task file; "skip" leaves out what it says, logs it
             and lists it in `damage`.
 
@@ -121,33 +193,68 @@ class EpisodeStore:
           StoreError: missing, not a store, or of a newer format.
           CorruptionError: an index or a task is damaged.
         """
-        return cls(Path(path), damaged=damaged, extent=None)
+        return cls(Path(path), version=version, damaged=damaged)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        extent = {name: index.table.num_rows for name, index in self._segments.items()}
-        return _reopen, (str(self.path), self._damaged, extent)
+        extent = {name: index.num_rows for name, index in self._segments.items()}
+        return _reopen, (str(self.path), self._damaged, self.view.number, extent)
 
     def __len__(self) -> int:
-        return len(self._episode_ids)
+        return len(self._index)
 
     @property
     def episode_ids(self) -> Sequence[str]:
         """All ids, sorted by task, agent, order of collection."""
-        return self._episode_ids
+        return self._index.ids()
 
-    def table(self, task_id: str | None = None) -> pa.Table:
+    @property
+    def index(self) -> EpisodeIndex:
+        """The rows behind `table`: ids in little memory, columns decoded when asked for."""
+        return self._index
+
+    def table(self, task_id: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """One row an episode, sorted by (task_id, agent_id, collection_index, episode_id).
 
         Args:
           task_id: only this task's rows.
+          columns: only these; with many episodes that saves time and memory.
 
         Raises:
-          StoreError: the store has no such task.
+          StoreError: the store has no such task or column.
         """
-        if task_id is None:
-            return self._table
-        self._check_task(task_id)
-        return self._table.filter(pc.equal(self._table["task_id"], task_id))
+        names = query.check_columns(columns)
+        if task_id is not None:
+            self._check_task(task_id)
+        if len(self) > _KEPT_ROWS:
+            rows = self._index.order() if task_id is None else self._index.task_rows(task_id)
+            return self._index.columns(names, rows)
+        if self._table is None:
+            self._table = self._index.columns(INDEX_SCHEMA.names, self._index.order())
+        table = self._table
+        if task_id is not None:
+            table = table.filter(pc.equal(table["task_id"], task_id))
+        return table.select(names)
+
+    def query(
+        self,
+        where: str | None = None,
+        *,
+        columns: Sequence[str] | None = None,
+        sort: Sequence[str] = (),
+        limit: int | None = None,
+    ) -> pa.Table:
+        """Rows of the episode table that a condition chooses; only the columns it needs are decoded.
+
+        Args:
+          where: for example "episode_return > 100 and task_id == 'CartPole-v1'"; see docs/store.md. All without.
+          columns: of the result; all by default.
+          sort: columns to sort by, "-name" for the largest first; in the order of writing by default.
+          limit: at most so many rows.
+
+        Raises:
+          UserError: the condition cannot be understood, or there is no such column.
+        """
+        return query.run(self._index, where, columns=columns, sort=sort, limit=limit)
 
     def find_tasks(self, patterns: Sequence[str] | None) -> list[str]:
         """Ids of the tasks that match any of the patterns ('*' and '?'), in sorted order; all without patterns.
@@ -264,7 +371,7 @@ class EpisodeStore:
         Raises:
           StoreError: none does, or several do.
         """
-        found = [episode_id for episode_id in self._episode_ids if episode_id.startswith(beginning)]
+        found = self._index.ids_starting_with(beginning)
         if len(found) != 1:
             raise StoreError(
                 f"store {self.path}: {len(found)} episodes have ids that begin with {beginning!r}, expected 1"
@@ -311,18 +418,17 @@ class EpisodeStore:
         return task
 
     def _where(self, row: int) -> str:
-        file = self.path / segment.SEGMENT_FOLDER / f"{self._segment_names[row]}.data"
-        return f"episode {self._episode_ids[row]} of {self._task_ids[row]} in {file}"
+        index, _, _ = self._index.place(row)
+        task_id = self._index.columns(["task_id"], np.array([row]))["task_id"][0].as_py()
+        return f"episode {self._index.id_of(row)} of {task_id} in {index.files.data}"
 
     def _record(self, episode_id: str) -> tuple[int, RecordHeader, np.ndarray]:
         """Row, header and bytes of an episode."""
-        row = self._rows.get(episode_id)
-        if row is None:
-            raise StoreError(f"store {self.path}: no episode {layout.shorten(episode_id)!r}")
-        data = self._maps.get(self._segment_names[row])
+        row = self._row(episode_id)
+        index, offset, size = self._index.place(row)
+        data = self._maps.get(index.files.name)
         if data is None:
-            data = self._map(row)
-        offset, size = int(self._offsets[row]), int(self._record_bytes[row])
+            data = self._map(row, index)
         record = data[offset : offset + size]
         header = self._headers.get(row)
         if header is None:
@@ -332,13 +438,31 @@ class EpisodeStore:
                 self._headers.popitem(last=False)
         return row, header, record
 
-    def _map(self, row: int) -> np.ndarray:
-        name = self._segment_names[row]
+    def _row(self, episode_id: str) -> int:
+        """The row of an id; those looked up lately are found at once."""
+        row = self._rows.get(episode_id)
+        if row is None:
+            row = self._index.find(episode_id)
+            if row is None:
+                raise StoreError(f"store {self.path}: no episode {layout.shorten(episode_id)!r}")
+            if len(self._rows) >= _KEPT_ROWS:
+                self._rows.clear()
+            self._rows[episode_id] = row
+        return row
+
+    def _map(self, row: int, index: SegmentIndex) -> np.ndarray:
         try:
-            data = segment.map_data(self._segments[name].files.data)
+            data = segment.map_data(index.files.data)
         except CorruptionError as error:
+            if index.sealed and not index.files.data.exists() and not index.files.seal.exists():
+                raise StoreError(
+                    f"store {self.path}: segment {index.files.name} is gone: the store was compacted since it was "
+                    "opened; open it again"
+                ) from None
             raise CorruptionError(f"{self._where(row)}: {error}") from None
-        self._maps[name] = data
+        self._maps[index.files.name] = data
+        if len(self._maps) > _MAPPED_FILES:
+            self._maps.popitem(last=False)
         return data
 
     def _parse(self, row: int, record: np.ndarray, size: int) -> RecordHeader:
@@ -346,7 +470,7 @@ class EpisodeStore:
             if len(record) < size:
                 raise CorruptionError(f"the file is cut short, {len(record)} of {size} bytes are left")
             header = parse_header(record)
-            if header.episode_id != self._episode_ids[row] or header.record_bytes != size:
+            if header.episode_id != self._index.id_of(row) or header.record_bytes != size:
                 raise CorruptionError(f"the record there is of episode {header.episode_id}")
             self._check_header(header)
         except CorruptionError as error:
@@ -420,20 +544,8 @@ def _read_raw(record: np.ndarray, column: Column, start: int, rows: int) -> np.n
     return record[position : position + rows * row_bytes].view(dtype).reshape(rows, *column.shape)
 
 
-def _merge(tables: Sequence[pa.Table]) -> pa.Table:
-    """All segments' rows, sorted; of an id that several writers wrote, the oldest segment's."""
-    if not tables:
-        return segment.INDEX_SCHEMA.empty_table()
-    table = pa.concat_tables(tables).combine_chunks()
-    ids = table["episode_id"]
-    if pc.count_distinct(ids).as_py() != len(table):
-        _, first = np.unique(ids.to_numpy(), return_index=True)
-        table = table.take(pa.array(np.sort(first)))
-    return table.sort_by(_SORT).combine_chunks()
-
-
-def _reopen(path: str, damaged: Literal["raise", "skip"], extent: Mapping[str, int]) -> EpisodeStore:
-    return EpisodeStore(Path(path), damaged=damaged, extent=extent)
+def _reopen(path: str, damaged: Literal["raise", "skip"], version: int, extent: Mapping[str, int]) -> EpisodeStore:
+    return EpisodeStore(Path(path), damaged=damaged, version=version, extent=extent)
 
 
 def file_sizes(path: Path) -> int:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from episode_store import checked_json, command_line, layout, segment
+from episode_store import checked_json, command_line, layout, segment, versions
 from episode_store.errors import CorruptionError, EpisodeError, StoreError
-from episode_store.record_format import parse_header
+from episode_store.record_format import padding_of, parse_header
 from episode_store.segment import DATA_HEADER, SegmentIndex
 from episode_store.store import EpisodeStore
 
@@ -73,7 +73,9 @@ def verify_store(path: str | Path, tasks: Sequence[str] | None = None, *, progre
         return report
     _verify_tasks(path, report)
     _verify_quarantine(path, report)
-    indexes = [index for files in segment.list_segments(path) if (index := _verify_index(path, files, report))]
+    hidden = _verify_versions(path, report)
+    segments = [files for files in segment.list_segments(path) if files.name not in hidden]
+    indexes = [index for files in segments if (index := _verify_index(path, files, report))]
     store = EpisodeStore.open(path, damaged="skip")
     wanted = set(store.find_tasks(tasks)) if tasks else None
     total = sum(index.table.num_rows for index in indexes)
@@ -104,6 +106,29 @@ def _verify_quarantine(path: Path, report: VerifyReport) -> None:
                 report.damages.append(Damage(file=name, problem=f"line {number}: its checksum does not match"))
 
 
+def _verify_versions(path: Path, report: VerifyReport) -> frozenset[str]:
+    """Checks every version; returns the segments that the newest one hides."""
+    hidden: frozenset[str] = frozenset()
+    oldest = 0
+    for number in versions.numbers(path):
+        try:
+            version = versions.read_version(path, number)
+            versions.read_excluded(path, version)
+        except (StoreError, FileNotFoundError) as error:
+            name = f"{versions.VERSION_FOLDER}/{number:06d}"
+            report.damages.append(Damage(file=name, problem=_without_path(error, path)))
+        else:
+            hidden = hidden if version.name else frozenset(version.hidden)
+            oldest = max(oldest, version.oldest)
+    for file in versions.unsealed(path, oldest):
+        problem = "has no seal: a version is lost, or was never finished; `repair` sets it aside"
+        report.damages.append(Damage(file=f"{versions.VERSION_FOLDER}/{file.name}", problem=problem))
+    there = [name for name in sorted(hidden) if segment.SegmentFiles(path / segment.SEGMENT_FOLDER, name).data.exists()]
+    if there:
+        report.notes.append(f"{len(there)} segments wait for the end of a merge or compact that was interrupted")
+    return hidden
+
+
 def _verify_index(path: Path, files: segment.SegmentFiles, report: VerifyReport) -> SegmentIndex | None:
     try:
         index = segment.load_index(files)
@@ -131,7 +156,11 @@ def _verify_segment(
         report.damages.append(Damage(file=name, problem=f"{len(data)} bytes, expected {index.data_bytes}"))
     report.num_bytes += len(data)
     end = len(DATA_HEADER)
+    gaps = dict(index.gaps)
     for row in index.table.to_pylist():
+        while end in gaps:
+            report.notes.append(f"{name}: bytes {end} to {gaps[end]} are damaged and left out; see the quarantine")
+            end = gaps[end]
         if row["offset"] != end:
             problem = f"the index leaves out bytes {end} to {row['offset']}"
             report.damages.append(Damage(file=name, problem=problem))
@@ -145,6 +174,12 @@ def _verify_segment(
                 damage = Damage(file=name, problem=problem, episode_id=row["episode_id"], task_id=row["task_id"])
                 report.damages.append(damage)
         yield
+    while end in gaps:
+        report.notes.append(f"{name}: bytes {end} to {gaps[end]} are damaged and left out; see the quarantine")
+        end = gaps[end]
+    if index.sealed and end != index.data_bytes:
+        problem = f"the index leaves out bytes {end} to {index.data_bytes}"
+        report.damages.append(Damage(file=name, problem=problem))
 
 
 def _verify_episode(store: EpisodeStore, data: np.ndarray, row: dict[str, Any]) -> None:
@@ -156,13 +191,9 @@ def _verify_episode(store: EpisodeStore, data: np.ndarray, row: dict[str, Any]) 
     segment.check_blocks(record, header)
     if segment.index_row(header, row["segment"], row["offset"]) != row:
         raise CorruptionError("the record differs from its row in the index")
-    end = header.header_bytes
-    for column in header.columns:
-        if record[end : column.offset].any():
-            raise CorruptionError(f"bytes {end} to {column.offset} of the record: padding was changed")
-        end = column.offset + column.stored_bytes
-    if record[end:].any():
-        raise CorruptionError(f"the record's last {len(record) - end} bytes: padding was changed")
+    for start, end in padding_of(header):
+        if record[start:end].any():
+            raise CorruptionError(f"bytes {start} to {end} of the record: padding was changed")
     episode = store.read_record(record, header)
     task = store.tasks.get(header.task_id)
     if task is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import threading
@@ -21,6 +20,7 @@ import pyarrow as pa
 
 from episode_store import checked_json, layout, segment
 from episode_store.episode import Episode
+from episode_store.episode_ids import IdSet
 from episode_store.errors import CorruptionError, EpisodeError, StoreError
 from episode_store.files import sync_folder
 from episode_store.record_format import RecordEncoder
@@ -72,7 +72,7 @@ class EpisodeWriter:
             self.recovered = recover(self._path)
         store = EpisodeStore.open(self._path, damaged="skip")
         self._tasks = dict(store.tasks)
-        self._known = {bytes.fromhex(episode_id) for episode_id in store.episode_ids}
+        self._known = IdSet(store.index.halves)
 
     def add_task(self, task: TaskSpec) -> None:
         """Adds a task; the same one again is no change.
@@ -105,8 +105,7 @@ class EpisodeWriter:
             episode.validate(task)
             content_hash = episode.content_hash()
             episode_id = _episode_id(episode, content_hash)
-            name = bytes.fromhex(episode_id)
-            if name in self._known:
+            if episode_id in self._known:
                 return episode_id
             record = self._encoder.encode(episode, task, content_hash, episode_id)
         except EpisodeError as error:
@@ -130,16 +129,17 @@ class EpisodeWriter:
             "agent_hash": metadata.agent_hash,
             "split_group": metadata.split_group,
             "attribution": metadata.attribution,
+            "success": metadata.success,
         }
         with self._lock:
-            if name in self._known:
+            if episode_id in self._known:
                 return episode_id
             if self._open is None:
                 with self._disk_told():
                     self._open = _OpenSegment(self._path, sync=self._sync)
             with self._disk_told():
                 self._open.append(record, row)
-            self._known.add(name)
+            self._known.add(episode_id)
             if self._open.data_bytes >= MAX_SEGMENT_BYTES or len(self._open.rows) >= MAX_SEGMENT_EPISODES:
                 self._seal()
         return episode_id
@@ -223,16 +223,11 @@ class _OpenSegment:
         self.data_bytes = len(DATA_HEADER)
         self._journal_bytes = 0
         self._sync = sync
-        # The journal is locked before it has its name, so no one ever takes it for a dead writer's.
-        hidden = self.files.journal.with_name(f".{self.files.journal.name}.tmp")
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-        self._journal = os.open(hidden, flags, 0o666)
+        self._journal = segment.create_journal(self.files)
         try:
-            fcntl.flock(self._journal, fcntl.LOCK_EX)
-            os.replace(hidden, self.files.journal)
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
             self._data = os.open(self.files.data, flags, 0o666)
         except OSError:
-            hidden.unlink(missing_ok=True)
             self.files.journal.unlink(missing_ok=True)
             os.close(self._journal)
             raise

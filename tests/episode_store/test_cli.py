@@ -105,3 +105,119 @@ def test_help_teaches_with_an_example(capsys: pytest.CaptureFixture[str]) -> Non
         main(["list", "--stor", "x"])
     assert caught.value.code == 2
     assert "required: --store" in capsys.readouterr().err
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> dict:
+    """Runs a verb with --json."""
+    assert main([*(str(argument) for argument in arguments), "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def test_query_prints_rows(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a table and as JSON."""
+    command = ["query", "--store", str(store), "--where", "task_id == 'Robot-v1'", "--sort=-num_steps", "--limit", "2"]
+    assert main([*command, "--columns", "num_steps", "seed"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["num_steps", "seed"]
+    assert lines[-1] == "2 of 12 episodes"
+    assert int(lines[1].split()[0]) >= int(lines[2].split()[0])
+    result = run(capsys, *command)
+    assert [row["task_id"] for row in result["rows"]] == ["Robot-v1", "Robot-v1"]
+    assert main(["query", "--store", str(store), "--where", "import os"]) == 2
+    assert "cannot be understood" in capsys.readouterr().err
+
+
+def test_stats_by_agent_and_by_field(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Groups, and ranges of fields, against the table."""
+    result = run(capsys, "stats", "--store", store, "--by", "task_id", "agent_id", "--fields", "--tasks", "Robot-v1")
+    assert sum(group["episodes"] for group in result["groups"]) == 4
+    assert {group["agent_id"] for group in result["groups"]} == {"agent0", "agent1"}
+    group = result["groups"][0]
+    assert group["return"]["min"] <= group["return"]["median"] <= group["return"]["max"]
+    assert (group["success_rate"], group["success_known"]) == (None, 0)
+    fields = result["fields"]["Robot-v1"]
+    assert -2 <= fields["actions/action"]["min"] <= fields["actions/action"]["mean"] <= fields["actions/action"]["max"]
+    assert {"rewards", "observations/state/flags", "actions/action"} <= set(fields)
+    assert main(["stats", "--store", str(store), "--fields", "--episodes", "1"]) == 0
+    text = capsys.readouterr().out
+    assert "mean return" in text
+    assert "observations/mission" in text
+
+
+def test_delete_list_restore_compact(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A store's life by the command line."""
+    where = ["--where", "task_id == 'Robot-v1'"]
+    assert run(capsys, "delete", "--store", store, *where, "--dry-run")["version"] is None
+    assert run(capsys, "delete", "--store", store, *where, "--note", "bad")["version"] == 1
+    assert main(["list", "--store", str(store)]) == 0
+    text = capsys.readouterr().out
+    assert "8 episodes in 3 tasks" in text
+    assert "delete" in text
+    assert "note=bad" in text
+    result = run(capsys, "list", "--store", store, "--version", "0")
+    assert sum(task["episodes"] for task in result["tasks"]) == 12
+    assert [version["operation"] for version in result["versions"]] == ["delete"]
+    assert run(capsys, "restore", "--store", store, "--version", 0)["kept"] == 12
+    assert main(["delete", "--store", str(store), *where]) == 0
+    assert "version 3: 4 episodes out, 8 left" in capsys.readouterr().out
+    assert run(capsys, "compact", "--store", store, "--dry-run")["gone"] == ["0", "1", "2", "3"]
+    assert main(["compact", "--store", str(store)]) == 0
+    assert "4 records out" in capsys.readouterr().out
+    assert main(["list", "--store", str(store), "--version", "0"]) == 2
+    assert "went when the store was compacted" in capsys.readouterr().err
+
+
+def test_filter_split_merge(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Views, stores of parts, and parts joined again."""
+    assert run(capsys, "filter", "--store", store, "--where", "num_steps > 0", "--name", "all")["kept"] == 12
+    parts = ["--parts", "train=0.5", "validation=0.5"]
+    result = run(capsys, "split", "--store", store, *parts, "--output", tmp_path / "parts")
+    assert sum(part["kept"] for part in result["parts"]) == 12
+    assert main(["split", "--store", str(store), *parts, "--dry-run"]) == 0
+    assert "train: would be" in capsys.readouterr().out
+    report = run(capsys, "merge", "--store", tmp_path / "joined", "--sources", *result["stores"])
+    assert report["episodes"] == 12
+    assert main(["merge", "--store", str(tmp_path / "joined"), "--sources", str(store)]) == 0
+    assert "12 duplicates left out" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["split", "--store", str(store), "--parts", "train"])
+    assert "expected NAME=SHARE" in capsys.readouterr().err
+
+
+def test_repair_says_what_is_lost(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 1 with losses; 0 when all could be made again."""
+    (seal,) = (store / "segments").glob("*.seal")
+    seal.unlink()
+    assert main(["repair", "--store", str(store)]) == 0
+    assert "repaired: " in capsys.readouterr().out
+    (data,) = (store / "segments").glob("*.data")
+    data.write_bytes(data.read_bytes()[:-100])
+    told = run(capsys, "repair", "--store", store, "--dry-run", code=1)
+    assert len(told["lost"]) == 1
+    assert main(["repair", "--store", str(store)]) == 1
+    assert "LOST segments/" in capsys.readouterr().out
+    assert run(capsys, "verify", "--store", store)["ok"]
+
+
+@pytest.mark.parametrize(
+    "verb", ["stats", "query", "filter", "delete", "restore", "merge", "split", "repair", "compact"]
+)
+def test_each_verb_teaches_and_tells_a_missing_store(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An example in the help; one line and exit code 2."""
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    assert f"python -m episode_store {verb} --store" in capsys.readouterr().out
+    needed = {
+        "filter": ["--where", "truncated"],
+        "delete": ["--where", "truncated"],
+        "restore": ["--version", "0"],
+        "merge": ["--sources", str(tmp_path / "other")],
+        "split": ["--parts", "a=0.5", "b=0.5"],
+    }
+    assert main([verb, "--store", str(tmp_path / "missing"), *needed.get(verb, [])]) == 2
+    error = capsys.readouterr().err
+    assert "no such folder" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "missing").exists()

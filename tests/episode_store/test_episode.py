@@ -57,7 +57,9 @@ def test_metadata_round_trip_ignores_unknown_keys() -> None:
     """A newer version may add facts."""
     metadata = EpisodeMetadata(agent_id="a", seed=3, environment_config={"id": "x"})
     assert EpisodeMetadata.from_json({**metadata.to_json(), "new": 1}) == metadata
-    assert list(metadata.to_json()) == [field.name for field in dataclasses.fields(EpisodeMetadata)]
+    names = [field.name for field in dataclasses.fields(EpisodeMetadata)]
+    assert [*metadata.to_json(), "success"] == names
+    assert list(dataclasses.replace(metadata, success=False).to_json()) == names
 
 
 def test_the_same_seed_gives_the_same_random_episode() -> None:
