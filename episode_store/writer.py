@@ -73,6 +73,11 @@ class EpisodeWriter:
         self._tasks = dict(store.tasks)
         self._known = {bytes.fromhex(episode_id) for episode_id in store.episode_ids}
 
+    @property
+    def num_known(self) -> int:
+        """Episodes in the store as far as this writer knows: those it found, and its own."""
+        return len(self._known)
+
     def add_task(self, task: TaskSpec) -> None:
         """Adds a task; the same one again is no change.
 
