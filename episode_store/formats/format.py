@@ -24,9 +24,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, Protocol
 
+import numpy as np
+
 from episode_store import layout
 from episode_store.episode import Episode
 from episode_store.errors import UserError
+from episode_store.spec import FieldValues
 from episode_store.store import EpisodeStore
 from episode_store.task import TaskSpec
 
@@ -194,7 +197,12 @@ FORMATS: dict[str, Format] = {
     "rlds": Format(
         module="episode_store.formats.rlds",
         description="RLDS/TFDS folder (dataset_info.json, features.json, TFRecord or ArrayRecord shards)",
-        import_options={"split": "only this split, for example train (default: all)"},
+        import_options={
+            "split": "only this split, for example train (default: all)",
+            "last_step": "real or padding: whether the last step's action means something (default auto: padding when "
+            "action and reward are zeros)",
+            "discrete": "FIELD:N,...: integer fields that are one of N choices",
+        },
         export_options={
             "file_format": "tfrecord (default) or array_record (needs extra array_record)",
             "float64": "bytes (default, lossless) or float32 (plain float_list, as most published sets)",
@@ -309,6 +317,11 @@ def detect_format(source: Path) -> str | None:
         if load_module(name).detect(source):
             return name
     return None
+
+
+def with_repeated_last(values: FieldValues) -> FieldValues:
+    """T observations and the last one again: T + 1, where a set lacks the final observation."""
+    return [*values, values[-1]] if isinstance(values, list) else np.concatenate([values, values[-1:]])
 
 
 def task_id_from(name: str, version: int = 0) -> str:

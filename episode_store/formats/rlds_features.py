@@ -122,7 +122,7 @@ def _children(node: Any) -> Mapping[str, Any] | None:
 
 def _sequence(node: Any) -> tuple[Any, int | None] | None:
     """The inner feature and the length of a Sequence, Dataset or Video."""
-    new = _content(node, "sequence") or _content(node, "video") and node["video"].get("sequence")
+    new = _content(node, "sequence") or (_content(node, "video") and node["video"].get("sequence"))
     if new is None and _class_name(node) in ("Sequence", "Dataset") and isinstance(node.get("content"), dict):
         new = node["content"]
     if not isinstance(new, dict) or "feature" not in new:
@@ -164,7 +164,8 @@ def _collect(
 def _leaf(node: Mapping[str, Any], path: tuple[str, ...], key: str, ragged: tuple[int | None, ...]) -> Leaf | str:
     """A leaf, or why it cannot be read."""
     name = _class_name(node)
-    old = node.get("content") if isinstance(node.get("content"), dict) else {}
+    content = node.get("content")
+    old: dict[str, Any] = content if isinstance(content, dict) else {}
     place: dict[str, Any] = {"path": path, "key": key, "num_ragged": len(ragged)}
     if "text" in node or name == "Text":
         return Leaf(kind="text", dtype="str", shape=ragged, **place)
@@ -300,7 +301,7 @@ def _decode_flat(leaf: Leaf, values: FeatureValues, rows: int) -> FieldValues:
     if leaf.kind == "text":
         return [bytes(item).decode("utf-8", "replace") for item in values]
     if leaf.kind == "image":
-        return _decode_images(leaf, values)
+        return decode_images(leaf, values)
     return _decode_encoded(leaf, values)
 
 
@@ -369,7 +370,12 @@ def _decompress(item: bytes | memoryview, limit: int) -> bytes:
     return row
 
 
-def _decode_images(leaf: Leaf, values: Sequence[bytes | memoryview]) -> np.ndarray:
+def decode_images(leaf: Leaf, values: Sequence[bytes | memoryview]) -> np.ndarray:
+    """Encoded files to [n, height, width, channels]; sizes are checked before anything is decoded.
+
+    Raises:
+      CorruptionError: one cannot be decoded or has another size than the leaf, or than the first.
+    """
     out: np.ndarray | None = None
     for step, item in enumerate(values):
         image = _decode_image(leaf, item, step, None if out is None else out.shape[1:])

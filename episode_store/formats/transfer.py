@@ -164,6 +164,39 @@ def examine(source: str | Path, name: str | None = None) -> tuple[str, list[Find
     return name, formats.load_module(name).doctor(path)
 
 
+def examine_importer(open_set: Callable[[], Importer], source: Path) -> list[Finding]:
+    """Findings from reading a whole set and holding each episode against the contract; nothing is written.
+
+    What the set lacks is a warning, what would be refused an error.
+
+    Args:
+      open_set: opens the importer; its `UserError` becomes a finding.
+      source: where the set lies.
+    """
+    try:
+        importer = open_set()
+        tasks = {task.task_id: task for task in importer.tasks()}
+        refused = []
+        num_episodes = num_steps = 0
+        for index, episode in enumerate(importer.episodes()):
+            try:
+                episode.validate(tasks[episode.task_id])
+            except EpisodeError as error:
+                refused.append(_refused(episode, index, error))
+            num_episodes += 1
+            num_steps += episode.num_steps
+    except UserError as error:
+        remedy = "an import would stop here"
+        return [Finding(severity="error", where=str(source), what=str(error), remedy=remedy)]
+    lacking = [
+        Finding(severity="warning", where=str(source), what=loss.describe(), remedy="") for loss in importer.losses()
+    ]
+    fields = sum(len(task.observation_spec) + len(task.action_spec) for task in tasks.values())
+    facts = f"{num_episodes} episodes, {num_steps} steps, {len(tasks)} tasks, {fields} fields read"
+    fact = Finding(severity="note", where=str(source), what=facts)
+    return [*importer.findings(), *refused, *lacking, fact]
+
+
 def examine_store(path: Path) -> list[Finding]:
     """The findings of `verify` on a store of ours.
 
