@@ -210,6 +210,34 @@ FORMATS: dict[str, Format] = {
             "version": "x.y.z of the set (default 1.0.0)",
         },
     ),
+    "minari": Format(
+        module="episode_store.formats.minari",
+        description="Minari folder (data/metadata.json with HDF5, Arrow or Parquet)",
+        import_options={"bounds": "keep (default) or drop: bounds of actions, which some sets overstep"},
+        export_options={"gzip": "0 to 9 (default 4): of pictures, lossless"},
+    ),
+    "lerobot": Format(
+        module="episode_store.formats.lerobot",
+        description="LeRobot v3.0 folder (meta/info.json, data/*/*.parquet)",
+        import_options={
+            "task": "observation, metadata or auto (default: observation where there are several): where the "
+            "instruction of each frame goes",
+            "last_frame": "repeat (default) or drop: LeRobot has no observation after the last action; repeat the "
+            "last one, or drop the last action and its reward",
+            "discrete": "FIELD:N,...: integer fields that are one of N choices",
+        },
+        export_options={
+            "fps": "frames a second (default: the imported set's, else 30)",
+            "images": "png (default, lossless) or video (lossy, needs extra video)",
+            "robot_type": "name of the robot for info.json",
+        },
+    ),
+    "robomimic": Format(
+        module="episode_store.formats.robomimic",
+        description="robomimic HDF5 (data/demo_<i>/obs, actions, rewards, dones, states)",
+        import_options={"model_file": "keep (default) or drop: the simulator's XML of each demo"},
+        export_options={"gzip": "0 to 9 (default 4): of pictures, lossless"},
+    ),
     "jat": Format(
         module="episode_store.formats.jat",
         description="Parquet of the JAT dataset (one folder a task)",

@@ -64,6 +64,19 @@ def datasets(group: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str
             yield path, item
 
 
+def subgroup(group: Any, name: str) -> Any:
+    """A group inside another one.
+
+    Raises:
+      CorruptionError: there is none, or it is reached by a link that may leave the file.
+    """
+    h5py = need("h5py", "hdf5", "reading HDF5 files")
+    link = group.get(name, getlink=True)
+    if not isinstance(link, h5py.HardLink) or not isinstance(group[name], h5py.Group):
+        raise CorruptionError(f"{group.file.filename}: {name}: expected a group inside the file")
+    return group[name]
+
+
 def check_dataset(dataset: Any, path: str) -> None:
     """Checks that a dataset lies in its file and is not larger than the file can hold.
 

@@ -1,0 +1,120 @@
+"""What the exporters of folders and files share: a temporary name until all is whole, and the order of episodes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from episode_store import checked_json
+from episode_store.errors import CorruptionError, UserError
+from episode_store.formats.format import LossLog
+from episode_store.store import EpisodeStore
+from episode_store.task import TaskSpec
+
+# In every set we export: the task, and how fields were renamed. Other readers ignore it.
+TASK_FILE = "episode_store.json"
+_MAX_JSON_BYTES = 64 << 20
+
+StepColumns = dict[str, tuple[str, tuple[int, ...]]]
+
+
+@contextlib.contextmanager
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that gets its name at the end, or goes."""
+    folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        for path in folder.rglob("*"):
+            checked_json.sync_folder(path)
+        checked_json.sync_folder(folder)
+        os.rename(folder, target)
+        checked_json.sync_folder(target.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def episodes_to_export(store: EpisodeStore, task_id: str, target: Path) -> list[str]:
+    """The ids of a task's episodes, in the store's order.
+
+    Raises:
+      UserError: there are none, or the target exists.
+    """
+    if target.exists():
+        raise UserError(f"export of {task_id}: {target} exists; choose another --output or move it away")
+    ids: list[str] = store.table(task_id)["episode_id"].to_pylist()
+    if not ids:
+        raise UserError(f"export of {task_id}: the store has no episodes of it")
+    return ids
+
+
+def step_column_kinds(store: EpisodeStore, ids: Sequence[str], losses: LossLog) -> StepColumns:
+    """dtype and row shape of every step column of any episode; one set has one kind of each."""
+    kinds: StepColumns = {}
+    for episode_id in ids:
+        for name, values in store.read_window(episode_id, 0, 1).step_columns.items():
+            kind = (values.dtype.name, values.shape[1:])
+            if kinds.setdefault(name, kind) != kind:
+                losses.add(f"step column {name}", f"of {kind} here, {kinds[name]} before: one set has one kind")
+    return kinds
+
+
+def write_task(path: Path, task: TaskSpec, **more: Any) -> None:
+    """Writes the file that makes an import of our own set exact."""
+    checked_json.create_file(path, {"format": "episode-store-task", "task": task.to_json(), **more})
+
+
+def read_task(path: Path) -> tuple[TaskSpec | None, Mapping[str, Any]]:
+    """The task of a set of ours and the rest of the file; None and {} for a set of others.
+
+    Raises:
+      CorruptionError: damaged.
+    """
+    if not path.is_file():
+        return None, {}
+    content = checked_json.read_file(path)
+    try:
+        return TaskSpec.from_json(content["task"]), content
+    except (KeyError, TypeError, ValueError, UserError) as error:
+        raise CorruptionError(f"{path}: is not a task: {error}") from None
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON object of a stranger, of bounded size.
+
+    Raises:
+      UserError: missing, too large, or something else.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: missing")
+    size = path.stat().st_size
+    if size > _MAX_JSON_BYTES:
+        raise UserError(f"{path}: {size} bytes, expected at most {_MAX_JSON_BYTES}")
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not JSON: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file for other readers."""
+    checked_json.write_bytes(path, (json.dumps(content, indent=4) + "\n").encode())
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def one_line(error: BaseException | str) -> str:
+    """An error's text as one line of bounded length."""
+    return " ".join(str(error).split())[:200]
