@@ -374,8 +374,8 @@ def _find(place: Node, leaf: SpaceLeaf) -> Any:
 
 
 def _is_encoded(leaf: SpaceLeaf, values: Any) -> bool:
-    """Whether the pictures are files (Minari before 0.5.4, and by default) and not raw pixels."""
-    return isinstance(values, list) or values.shape[1:] != leaf.spec.shape
+    """Whether the pictures are JPEG files (Minari's default) and not raw pixels, which Arrow has in one row."""
+    return isinstance(values, list) or values.size != len(values) * leaf.spec.size
 
 
 def _with_stored_width(leaf: SpaceLeaf, values: Any) -> SpaceLeaf:
