@@ -64,12 +64,12 @@ def _metadata_findings(folder: Path, metadata: Mapping[str, Any], findings: list
                 what=f"has no {name}: Minari's load_dataset fails without it",
                 remedy="the set was not finished, or is a temporary folder of a killed writer",
             )
-    name = metadata.get("dataset_id")
-    if isinstance(name, str) and not folder.parent.resolve().as_posix().endswith(f"/{name}"):
+    own_name = metadata.get("dataset_id")
+    if isinstance(own_name, str) and not folder.parent.resolve().as_posix().endswith(f"/{own_name}"):
         yield Finding(
             severity="warning",
             where=where,
-            what=f"dataset_id {name!r} is not the folder's name {folder.parent.name!r}: Minari does not list the set",
+            what=f"dataset_id {own_name!r} is not the folder's name {folder.parent.name!r}: Minari does not list the set",
             remedy="rename the folder",
         )
     yield from _step_findings(folder, metadata)

@@ -150,14 +150,14 @@ class _Layout:
         group["rewards"], group["terminations"], group["truncations"] = episode.rewards, ends[0], ends[1]
         kept = []
         for name, (dtype, shape) in self._columns.items():
-            values = episode.step_columns.get(name)
-            if values is None or (values.dtype.name, values.shape[1:]) != (dtype, shape):
-                values = np.zeros((episode.num_steps, *shape), dtype)
+            column = episode.step_columns.get(name)
+            if column is None or (column.dtype.name, column.shape[1:]) != (dtype, shape):
+                column = np.zeros((episode.num_steps, *shape), dtype)
                 self._losses.add(f"step column {name}", "this episode has none: zeros, which Minari cannot tell apart")
             else:
                 kept.append(name)
             # Infos begin with the reset's.
-            group[f"infos/{name}"] = np.concatenate([np.zeros((1, *shape), dtype), values])
+            group[f"infos/{name}"] = np.concatenate([np.zeros((1, *shape), dtype), column])
         group.attrs["id"], group.attrs["total_steps"] = index, episode.num_steps
         if episode.metadata.seed is not None:
             group.attrs["seed"] = episode.metadata.seed
