@@ -92,7 +92,6 @@ def export_lerobot(
 
 def _tell_losses(task: TaskSpec, losses: LossLog, count: int) -> None:
     losses.add("final observation", f"LeRobot has no observation after the last action; {_BESIDE}", count)
-    losses.add("truncation", f"next.done is set at every end, whether terminated or truncated; {_BESIDE}", count)
     losses.add("agent, seed, provenance", _BESIDE, count)
     losses.add("bounds and numbers of values", "LeRobot has no place for them; kept beside in meta/episode_store.json")
     if task.env_spec_json not in ("", "{}"):
@@ -214,7 +213,7 @@ class _Layout:
         instruction = task.observation_spec.get(INSTRUCTION)
         self.has_instruction = instruction is not None and instruction.modality == Modality.TEXT
         self.groups: dict[str, dict[str, _Column]] = {"observations": {}, "actions": {}, "step_columns": {}}
-        self._losses = losses
+        self.losses = losses
         for name, spec in task.observation_spec.items():
             if not (name == INSTRUCTION and self.has_instruction):
                 self._add("observations", name, _observation_key(name, spec), spec)
@@ -224,10 +223,13 @@ class _Layout:
             spec = ArraySpec(modality=Modality.CONTINUOUS, dtype=dtype, shape=shape)
             self._add("step_columns", name, f"step.{name}", spec)
         self.reward = _Column("next.reward", reward_dtype, ())
-        self.done = _Column("next.done", "bool", ())
+        self.ends = [_Column("next.done", "bool", ()), _Column("next.truncated", "bool", ())]
         self.bookkeeping = [_Column(key, dtype, ()) for key, dtype in files.BOOKKEEPING.items()]
         columns = [column for group in self.groups.values() for column in group.values()]
-        self.columns = [*columns, self.reward, self.done, *self.bookkeeping]
+        for column in (*columns, self.reward):
+            if column.dtype == "float64":
+                losses.add(f"{column.key}: float64", "in the file; LeRobot's reader hands it out as float32")
+        self.columns = [*columns, self.reward, *self.ends, *self.bookkeeping]
         keys = [column.key for column in self.columns]
         if len(set(keys)) != len(keys):
             raise UserError(f"export of {task.task_id}: two fields get one name when '/' becomes '.': {sorted(keys)}")
@@ -242,11 +244,11 @@ class _Layout:
         is_picture = spec.modality == Modality.IMAGE and spec.shape[2] in (1, 3, 4)
         column = _Column(key, spec.dtype, spec.shape, is_picture=is_picture)
         self.groups[group][name] = column
-        if key != name:
-            self._losses.add(f"{group}/{name}: name", f"written as {key}")
-        if spec.dtype != "str" and not is_picture and column.shape != spec.shape:
+        if "/" in name:
+            self.losses.add("levels of names", f"'/' becomes '.'; names kept beside in {files.TASK_FILE}")
+        if spec.shape and not is_picture and column.shape != spec.shape:
             why = f"written as {list(column.shape)}, LeRobot has no {spec.shape}; kept beside in {files.TASK_FILE}"
-            self._losses.add(f"{group}/{name}: shape", why)
+            self.losses.add(f"{group}/{name}: shape", why)
 
     def keys(self, group: str) -> dict[str, str]:
         """Field name -> feature."""
@@ -299,7 +301,11 @@ class _SetWriter:
             else:
                 values[column.key] = np.zeros((steps, *column.shape), column.dtype)
         values["next.reward"] = episode.rewards
-        values["next.done"] = np.arange(steps) == steps - 1
+        last = np.arange(steps) == steps - 1
+        # LeRobot's done says that the episode ends here, for whatever reason.
+        values["next.done"], values["next.truncated"] = last, last & episode.truncated
+        if episode.terminated and episode.truncated:
+            layout.losses.add("terminated", f"with next.truncated set, next.done cannot say so; {_BESIDE}")
         texts = self._texts(episode)
         numbers = [self._instructions.setdefault(text, len(self._instructions)) for text in texts]
         values |= {

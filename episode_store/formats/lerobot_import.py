@@ -23,7 +23,7 @@ from episode_store.spec import ArraySpec, FieldValues, Modality, uniform_bounds
 from episode_store.task import TaskSpec
 
 _REWARDS = ("next.reward", "reward")
-_TERMINATED = ("next.done", "next.terminated", "done")
+_TERMINATED = ("next.terminated", "next.done", "done")
 _TRUNCATED = ("next.truncated", "truncated")
 _SUCCESS = ("next.success", "success")
 INSTRUCTION = "task"
@@ -387,6 +387,9 @@ class LeRobotImporter:
             ends[name] = bool(flags[-1])
         if not (ends["terminated"] or ends["truncated"]):
             ends["truncated"] = True
+        elif ends["truncated"] and "next.terminated" not in self._folder.features:
+            # next.done is set at every end: a truncated one did not terminate.
+            ends["terminated"] = False
         return ends
 
     def _instructions(self, table: pa.Table) -> list[str]:

@@ -69,7 +69,7 @@ def _metadata_findings(folder: Path, metadata: Mapping[str, Any], findings: list
         yield Finding(
             severity="warning",
             where=where,
-            what=f"dataset_id {own_name!r} is not the folder's name {folder.parent.name!r}: Minari does not list the set",
+            what=f"dataset_id {own_name!r} is not the folder {folder.parent.name!r}: Minari does not list the set",
             remedy="rename the folder",
         )
     yield from _step_findings(folder, metadata)
