@@ -133,12 +133,24 @@ def _matching(tasks: Sequence[TaskSpec], patterns: Sequence[str] | None) -> dict
 
 
 def _refused(episode: Episode, index: int, error: EpisodeError) -> Finding:
-    place = episode.metadata.environment_config.get("source", "")
     return Finding(
         severity="error",
-        where=str(place) or f"episode {index}",
+        where=_place(episode, index),
         what=f"refused: {error}",
         remedy="mend the source and import again, or go on without it",
+    )
+
+
+def _place(episode: Episode, index: int) -> str:
+    return str(episode.metadata.environment_config.get("source", "")) or f"episode {index}"
+
+
+def _doubled(where: str, first: str) -> Finding:
+    return Finding(
+        severity="warning",
+        where=where,
+        what=f"the same content as {first}",
+        remedy="remove one of them: doubled episodes leak between splits and weigh twice",
     )
 
 
@@ -178,7 +190,13 @@ def examine_importer(open_set: Callable[[], Importer], source: Path) -> list[Fin
         tasks = {task.task_id: task for task in importer.tasks()}
         refused = []
         num_episodes = num_steps = 0
+        first_places: dict[str, str] = {}
         for index, episode in enumerate(importer.episodes()):
+            content_hash = episode.content_hash()
+            where = _place(episode, index)
+            if content_hash in first_places:
+                refused.append(_doubled(where, first_places[content_hash]))
+            first_places.setdefault(content_hash, where)
             try:
                 episode.validate(tasks[episode.task_id])
             except EpisodeError as error:
