@@ -403,6 +403,8 @@ def _decode_image(leaf: Leaf, item: bytes | memoryview, step: int, expected: tup
                 mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}.get(channels)
                 if mode is not None and image.mode != mode:
                     image = image.convert(mode)
+            elif image.mode in ("1", "P", "CMYK", "YCbCr"):
+                image = image.convert("L" if image.mode == "1" else "RGB")
             array = np.asarray(image)
     except (OSError, ValueError, SyntaxError, zlib.error, pillow.DecompressionBombError) as error:
         raise CorruptionError(
@@ -476,7 +478,7 @@ def _features_dict(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _leaf_json(leaf: Leaf) -> dict[str, Any]:
-    shape = {"dimensions": [str(side) for side in leaf.shape]} if leaf.shape else {}
+    shape = {"dimensions": [str(-1 if side is None else side) for side in leaf.shape]} if leaf.shape else {}
     if leaf.kind == "text":
         return {"pythonClassName": f"{_PREFIX}text_feature.Text", "text": {}}
     if leaf.kind == "image":

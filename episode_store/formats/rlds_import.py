@@ -162,16 +162,27 @@ class RldsImporter:
         if None not in leaf.shape and not leaf.num_ragged:
             return leaf
         shapes: set[tuple[int, ...]] = set()
-        for example in peeked[: 1 if leaf.kind == "image" else None]:
+        problem = ""
+        for example in peeked:
             try:
+                if leaf.kind == "image" and not leaf.num_ragged:
+                    # The first frame that can be decoded tells; an episode of another size is refused later.
+                    first = {leaf.key: example.get(leaf.key, [])[:1]}
+                    shapes.add(np.asarray(decode_leaf(leaf, first, 1)).shape[1:])
+                    break
                 values = decode_leaf(leaf, example, self._rows(example))
             except CorruptionError as error:
-                return str(error)
+                problem = str(error)
+                if leaf.kind != "image":
+                    return problem
+                continue
             if isinstance(values, np.ndarray):
                 shapes.add(values.shape[1:])
+        if not shapes:
+            return problem or leaf
         if len(shapes) > 1:
             return f"{leaf.key}: episodes of different shapes, {min(shapes)} to {max(shapes)}"
-        return dataclasses.replace(leaf, shape=shapes.pop()) if shapes else leaf
+        return dataclasses.replace(leaf, shape=shapes.pop())
 
     def _place(self, plan: _Plan, leaf: Leaf) -> None:
         """Puts one field of the steps where it belongs."""
@@ -218,7 +229,8 @@ class RldsImporter:
                     raise UserError(f"{folder.path}: {kind}s: expected {sorted(expected)}, got {sorted(got)}")
             return dataclasses.replace(folder.task, task_id=task_id) if task_id else folder.task
         if not plan.observations:
-            raise UserError(f"source {folder.path}: its steps have no observation")
+            why = "".join(f"; {name}: {reason}" for name, reason in self._left_out.items())
+            raise UserError(f"source {folder.path}: its steps have no observation that a store can hold{why}")
         major = folder.version.split(".")[0]
         version = int(major) if major.isdecimal() and len(major) < 5 else 0
         longest = max(self._rows(example) for example in peeked)

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 import google_crc32c
+import numpy as np
 
 from episode_store.errors import CorruptionError
 from episode_store.formats.format import need
@@ -29,7 +30,8 @@ FRAME_BYTES = 16  # around each record
 def masked_crc32c(data: bytes | memoryview) -> int:
     """The checksum as TFRecord stores it: rotated right by 15 bits, plus a constant, so that checksums of data that
     holds checksums stay good."""
-    crc = google_crc32c.value(data)
+    # Through NumPy, which hands out a buffer that the package accepts without a copy; a memoryview does not.
+    crc = google_crc32c.value(np.frombuffer(data, np.uint8))
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
