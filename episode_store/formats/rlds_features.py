@@ -407,9 +407,8 @@ def _decode_image(leaf: Leaf, item: bytes | memoryview, step: int, expected: tup
                 image = image.convert("L" if image.mode == "1" else "RGB")
             array = np.asarray(image)
     except (OSError, ValueError, SyntaxError, zlib.error, pillow.DecompressionBombError) as error:
-        raise CorruptionError(
-            f"step {step}: the image cannot be decoded: {' '.join(str(error).split())[:120]}"
-        ) from None
+        reason = " ".join(str(error).partition(" <_io")[0].split())[:120]
+        raise CorruptionError(f"step {step}: the image cannot be decoded: {reason}") from None
     if is_float:
         # A float32 image of one channel is kept as four bytes a pixel in the four channels of a PNG.
         if array.shape[2:] != (4,) or array.dtype != np.uint8:
