@@ -70,8 +70,7 @@ class RldsImporter:
         peeked = self._peek()
         self._plan = self._make_plan(peeked)
         self._task = self._make_task(task_id, peeked)
-        self._losses = LossLog()
-        self._tell_assumptions()
+        self._jpeg_fields = _jpeg_fields(self._plan, peeked[0])
 
     def tasks(self) -> list[TaskSpec]:
         """The one task of the set."""
@@ -92,6 +91,8 @@ class RldsImporter:
     def episodes(self) -> Iterator[Episode]:
         """All episodes, shard by shard."""
         self._findings = list(self._folder.findings)
+        self._losses = LossLog()
+        self._tell_assumptions()
         index = 0
         for shard in self._shards:
             for record in read_records(shard, self._findings):
@@ -283,6 +284,12 @@ class RldsImporter:
                     f"the set does not say how many values this {leaf.dtype} takes: kept as numbers; if they are "
                     f"choices, say --option discrete={name}:N",
                 )
+        for name in self._jpeg_fields:
+            add(
+                f"{name}: JPEG",
+                "lossy before; decoded exactly, as Pillow and OpenCV do; TensorFlow's default decoder is a faster "
+                "approximation whose pixels differ by a few levels",
+            )
         add("bounds of observations and actions", "features.json has none: taken as unbounded")
         add("seed, agent, environment", "RLDS has no place for them: left empty")
 
@@ -484,6 +491,16 @@ class RldsImporter:
                 "content hash", f"differs from the exported episode's: the export lost digits (see {INFO_FILE})"
             )
         return dataclasses.replace(episode, task_id=self._task.task_id)
+
+
+def _jpeg_fields(plan: _Plan, example: Mapping[str, FeatureValues]) -> list[str]:
+    """The image fields whose first frame is a JPEG file."""
+    found = []
+    for name, leaf in plan.observations.items():
+        first = example.get(leaf.key, [])[:1] if leaf.kind == "image" else []
+        if len(first) and bytes(first[0][:2]) == b"\xff\xd8":
+            found.append(name)
+    return found
 
 
 def _parse_discrete(text: str) -> dict[str, int]:

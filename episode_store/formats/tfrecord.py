@@ -24,7 +24,8 @@ from episode_store.formats.format import need
 _LENGTH = struct.Struct("<Q")
 _CHECKSUM = struct.Struct("<I")
 _HEADER_BYTES = 12
-FRAME_BYTES = 16  # around each record
+# What the ArrayRecord package raises for files that were cut or changed.
+_ARRAY_RECORD_ERRORS = (ValueError, RuntimeError, IndexError)
 
 
 def masked_crc32c(data: bytes | memoryview) -> int:
@@ -126,21 +127,19 @@ class ArrayRecordReader:
         # A killed writer leaves a file without its footer, which the package reports as having no record.
         if self._path.stat().st_size == 0:
             raise TruncatedShard(f"{self._path}: the file is empty: its writer ended before closing it")
+        # The package tells some damage only when the reader is closed.
         try:
             reader = self._module.ArrayRecordReader(str(self._path))
-            count = reader.num_records()
-        except (ValueError, RuntimeError, IndexError) as error:
-            raise TruncatedShard(f"{self._path}: cannot be opened: {_one_line(error)}") from None
-        try:
-            for number in range(count):
+            for number in range(reader.num_records()):
                 try:
                     records = reader.read([number])
-                except (ValueError, RuntimeError, IndexError) as error:
+                except _ARRAY_RECORD_ERRORS as error:
                     yield DamagedRecord(f"{self._path} record {number}: cannot be read: {_one_line(error)}")
                     continue
                 yield memoryview(records[0])
-        finally:
             reader.close()
+        except _ARRAY_RECORD_ERRORS as error:
+            raise TruncatedShard(f"{self._path}: cannot be read: {_one_line(error)}") from None
 
 
 class ArrayRecordWriter:
