@@ -459,6 +459,40 @@ def test_the_form_of_old_features_files(tmp_path: Path) -> None:
     assert [item.key for item in features.episode] == ["id"]
 
 
+def test_the_form_of_features_files_between(tmp_path: Path) -> None:
+    """TFDS 4.5: the name of a message, its JSON as a string."""
+    content = json.dumps(features_json(ROBOT)["featuresDict"])
+    tree = {"type": "x.features_dict.FeaturesDict", "proto_cls": "tensorflow_datasets.FeaturesDict", "content": content}
+    assert sorted(item.key for item in parse_features(tree).steps) == sorted(item.key for item in ROBOT[:10])
+
+
+def test_a_video_in_every_step(tmp_path: Path) -> None:
+    """An inner sequence of pictures is one more axis."""
+    leaves = [leaf("steps/action", "float32"), leaf("steps/observation", "float32")]
+    tree = features_json(leaves)
+    steps = tree["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
+    shape = {"dimensions": ["-1", "4", "6", "3"]}
+    steps["observation"] = {"pythonClassName": "x.video_feature.Video", "video": {"shape": shape, "dtype": "uint8"}}
+    frames = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 6, 3), dtype=np.uint8)
+    example = {
+        "steps/action": np.array([1, 2], np.float32),
+        "steps/observation/ragged_flat_values": [png(frame) for frame in frames.reshape(6, 4, 6, 3)],
+        "steps/observation/ragged_row_lengths_0": np.array([3, 3]),
+    }
+    source = write_set(tmp_path / "set", leaves, {"train": [[example]]})
+    (source / "features.json").write_text(json.dumps(tree))
+    (episode,), _ = read_set(source, tmp_path)
+    assert (episode.observations["observation"][:2] == frames).all()
+
+
+def test_bytes_that_are_not_text_are_told(tmp_path: Path) -> None:
+    example = robot_example(np.random.default_rng(0), 2) | {"steps/language_instruction": [b"a\xff", "\ufffd".encode()]}
+    source = write_set(tmp_path / "set", ROBOT, {"train": [[example]]})
+    (episode,), report = read_set(source, tmp_path)
+    assert episode.observations["language_instruction"] == ["a\ufffd", "\ufffd", "\ufffd"]
+    assert told(report)["language_instruction: text"] == 1
+
+
 # --- damage ---
 
 
@@ -636,7 +670,7 @@ def test_import_export_doctor(robots: Path, tmp_path: Path, capsys: pytest.Captu
     assert "0 episodes added, 4 there already, 0 refused" in capsys.readouterr().out
     arguments = ["export", "--to", "rlds", "--store", str(store), "--tasks", "arm/*", "--output", str(tmp_path / "out")]
     assert cli.main([*arguments, "--json"]) == 0
-    (result,) = json.loads(capsys.readouterr().out)
+    (result,) = json.loads(capsys.readouterr().out)["exports"]
     assert result["destination"] == str(tmp_path / "out" / "arm_pick_v2" / "1.0.0")
     assert cli.main(arguments) == 2
     assert "exists; choose another --output" in capsys.readouterr().err
@@ -648,6 +682,17 @@ def test_import_export_doctor(robots: Path, tmp_path: Path, capsys: pytest.Captu
     assert cli.main(["doctor", "--source", str(robots)]) == 1
     assert f"ERROR {SECOND}: missing: 2 episodes of split train are lost; copy the set again" in capsys.readouterr().out
     assert cli.main(["import", "--source", str(robots), "--store", str(tmp_path / "t")]) == 1
+
+
+def test_an_export_of_a_damaged_episode_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cart_store(tmp_path / "s")
+    (data,) = (tmp_path / "s" / "segments").glob("*.data")
+    content = bytearray(data.read_bytes())
+    content[content.index(np.float64(0.2).tobytes())] ^= 1
+    data.write_bytes(content)
+    assert cli.main(["export", "--to", "rlds", "--store", str(tmp_path / "s"), "--output", str(tmp_path / "o")]) == 1
+    assert "ERROR Cart-v1: episode " in capsys.readouterr().out
+    assert [file for file in (tmp_path / "o").rglob("*") if file.is_file()] == []
 
 
 @pytest.mark.parametrize(
