@@ -49,6 +49,9 @@ class SamplerConfig:
       prompt_share: share of the segments that begin with a prompt (the paper: 25%).
       prompt_steps: most steps of a prompt; half of the prompts come from the end of their episode.
       text_observation_weight: weight in the loss of text tokens inside observations (the paper: 1).
+      action_weight_exponent: an action of a control task weighs (tokens / action tokens of the task) to this power
+        in the loss. 0 is the paper's: each target counts once. At 1 a task's share of the loss is its share of the
+        tokens, so one action behind a picture or a grid of cells is not drowned by many that cost a few tokens each.
       task_weights: task id or pattern -> share of the tokens, relative to the others; the first match wins; tasks
         without a match have weight 1.
     """
@@ -61,6 +64,7 @@ class SamplerConfig:
     prompt_share: float = 0.25
     prompt_steps: int = 2
     text_observation_weight: float = 1.0
+    action_weight_exponent: float = 0.0
     task_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 

@@ -47,7 +47,14 @@ def demo() -> TrainConfig:
     }
     # Half of the segments are prompted, not the paper's quarter: acting is always prompted, and a small network that
     # seldom saw a prompt takes it for the steps before.
-    sampler = dataclasses.replace(base.sampler, task_weights=weights, prompt_share=0.5)
+    # A mission in words has no pattern to learn, and is five targets beside one action: it is not predicted.
+    sampler = dataclasses.replace(
+        base.sampler,
+        task_weights=weights,
+        prompt_share=0.5,
+        text_observation_weight=0.0,
+        action_weight_exponent=0.5,
+    )
     return dataclasses.replace(base, sampler=sampler)
 
 

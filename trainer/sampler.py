@@ -87,6 +87,7 @@ class Sampler:
         mean_tokens = np.array([self._mean_segment_tokens(task, rng) for task in self._tasks])
         draws = weights / mean_tokens
         self._cumulative = np.cumsum(draws / draws.sum())
+        self._action_weights = np.array([_action_weight(task, config.action_weight_exponent) for task in self._tasks])
 
     def _mean_segment_tokens(self, task: TaskData, rng: np.random.Generator) -> float:
         return float(np.mean([sum(p.end - p.start for p in self._segment(task, rng)) for _ in range(64)]))
@@ -110,6 +111,7 @@ class Sampler:
             length=self._config.context_tokens,
             text_observation_weight=self._config.text_observation_weight,
             rng=rng,
+            action_weights=self._action_weights,
         )
 
     def _segment(self, task: TaskData, rng: np.random.Generator) -> list[Piece]:
@@ -174,8 +176,12 @@ def assemble(
     length: int,
     text_observation_weight: float,
     rng: np.random.Generator,
+    action_weights: np.ndarray | None = None,
 ) -> PackedSequence:
-    """Lays segments end to end. Each is (number of its task, its task's data, its pieces)."""
+    """Lays segments end to end. Each is (number of its task, its task's data, its pieces).
+
+    `action_weights` has the weight of an action in the loss by the number of its task; 1 without it.
+    """
     tokens = np.zeros(length, dtype=np.int64)
     local_positions = np.zeros(length, dtype=np.int64)
     positions = np.zeros(length, dtype=np.int64)
@@ -185,6 +191,7 @@ def assemble(
     num_patches = 0
     place = 0
     for index, task, pieces in chosen:
+        action_weight = 1.0 if action_weights is None else action_weights[index]
         acts_in_text = any(spec.modality == Modality.TEXT for spec in task.task.action_spec.values())
         segment_start = place
         for piece in pieces:
@@ -200,7 +207,7 @@ def assemble(
                 observed = kinds[places] == TargetKind.OBSERVATION_TEXT
                 slots.append(place + places - 1)
                 ids.append(tokens[place + places])
-                weights.append(np.where(observed, text_observation_weight, 1.0))
+                weights.append(np.where(observed, text_observation_weight, action_weight))
                 is_text.append(observed | acts_in_text)
                 tasks.append(np.full(len(places), index))
             if len(task.patch_slots):
@@ -241,6 +248,13 @@ def _weight(task_id: str, weights: Mapping[str, float]) -> float:
         if fnmatch.fnmatchcase(task_id, pattern):
             return weight
     return 1.0
+
+
+def _action_weight(task: TaskData, exponent: float) -> float:
+    """Weight in the loss of each action token of a task."""
+    if task.task.is_corpus:
+        return 1.0
+    return float((len(task.tokens) / np.count_nonzero(task.targets == TargetKind.ACTION)) ** exponent)
 
 
 def _steps(task: TaskData, first: int, last: int) -> Piece:

@@ -99,6 +99,22 @@ def test_weights_are_shares_of_the_tokens(data):
     assert targets["Discrete-v0"] / (targets["Continuous-v0"] / 2) == pytest.approx(3.0, rel=0.15)
 
 
+def test_actions_that_cost_more_tokens_weigh_more(data):
+    config = dataclasses.replace(CONFIG, action_weight_exponent=0.5, text_observation_weight=0.25)
+    sampler = Sampler(data, config, seed=0)
+    # Five tokens a step, of which one is an action, or two; what a corpus says keeps its weight.
+    expected = {"Discrete-v0": {5.0**0.5}, "Continuous-v0": {2.5**0.5}, "text/story-v0": {0.25, 1.0}}
+    found: dict[str, set[float]] = {}
+    for number in range(40):
+        row = sampler.sequence(number)
+        for task, weight in zip(row.target_tasks.tolist(), row.target_weights.tolist(), strict=True):
+            found.setdefault(sampler.task_ids[task], set()).add(weight)
+    for task_id, weights in expected.items():
+        assert found[task_id] == {float(np.float32(weight)) for weight in weights}
+    assert 0.25 in found["grid/Seen-v0"]
+    assert max(found["grid/Seen-v0"]) > 2.0
+
+
 def test_a_quarter_of_the_segments_is_prompted(data):
     weights = {"Discrete-v0": 1.0, "*": 0.0}
     config = dataclasses.replace(CONFIG, task_weights=weights, short_segment_share=1.0)
