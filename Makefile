@@ -46,7 +46,7 @@ $(PEERS_STAMP): requirements/peers.txt
 	@rm -f $(PEERS)/.installed-* && touch $@
 
 test-peers: $(PEERS_STAMP)  ## the peers' own packages read our exports, and we read what they write
-	@$(PEERS)/bin/python -m pytest -m peers $(wildcard tests/*/test_*_peers.py) $(PYTEST_FLAGS)
+	@$(PEERS)/bin/python -m pytest -m peers $(wildcard tests/*/test_*_peer*.py) $(PYTEST_FLAGS)
 
 lint: $(STAMP)  ## ruff, mypy, the layers
 	@$(BIN)/ruff check .
