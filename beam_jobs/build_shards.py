@@ -17,10 +17,11 @@ from typing import IO, Any
 import apache_beam as beam
 
 from beam_jobs import commit, runners
-from beam_jobs.files import read_json, write_file
+from beam_jobs.files import read_json
 from beam_jobs.plan import BuildConfig, Reference, ShardPlan, TaskPlan, plan_task, sort_references
 from beam_jobs.shard_builder import RECORDS_FOLDER, TEXT_MODEL_FILE, ShardBuilder
 from episode_store.errors import UserError
+from episode_store.files import write_bytes
 from episode_store.spec import Modality
 from episode_store.store import EpisodeStore
 
@@ -166,7 +167,7 @@ def _prepare_and_run(
         # From here on the old manifest, if any, no longer describes the files.
         (config.output / commit.DATASET_FILE).unlink(missing_ok=True)
         if config.text_model:
-            write_file(config.output / TEXT_MODEL_FILE, config.text_model.read_bytes())
+            write_bytes(config.output / TEXT_MODEL_FILE, config.text_model.read_bytes())
         expected = {shard.name: builder.fingerprint(shard) for plan in plans for shard in plan.shards}
 
         pending = dict(expected)

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from beam_jobs.files import TEMPORARY_SUFFIX, read_json, sync_folder, write_json
+from beam_jobs.files import read_json
 from beam_jobs.plan import TaskPlan, fingerprint
 from beam_jobs.shard_builder import RECORDS_FOLDER, TEXT_MODEL_FILE, ShardBuilder, code_fingerprint
 from episode_store.errors import UserError
+from episode_store.files import TEMPORARY_SUFFIX, sync_folder, write_json
 from tokenization.vocabulary import VOCABULARY_SIZE
 
 FORMAT = "gato-shards-v1"

@@ -12,10 +12,11 @@ from typing import Any
 
 import tokenization
 from beam_jobs.content_filter import personal_data_filter
-from beam_jobs.files import file_facts, read_json, sync_folder, write_json
+from beam_jobs.files import file_facts, read_json
 from beam_jobs.plan import BuildConfig, ShardPlan, fingerprint
 from beam_jobs.write_shards import TarShard, sample_size
 from episode_store.errors import UserError
+from episode_store.files import sync_folder, write_json
 from episode_store.store import EpisodeStore
 from tokenization.episode_tokenizer import EpisodeTokenizer
 from tokenization.shard_format import encode_pack

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-from beam_jobs.files import BLOCK_BYTES, file_facts, temporary_path
+from beam_jobs.files import BLOCK_BYTES, file_facts
+from episode_store.files import temporary_path
 
 _MEMBER_MODE = 0o444
 

@@ -7,7 +7,6 @@ import datetime
 import functools
 import importlib.resources
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from collectors.rollout import Policy, rollout
 from collectors.seeds import Purpose, episode_seeds
 from collectors.task import Task
 from episode_store.errors import UserError
+from episode_store.files import write_json
 
 EPISODES = 50
 _FORMAT_ERROR = "expected a JSON object of task id -> score, as `collectors score --output` writes it"
@@ -113,13 +113,7 @@ def save(path: str | Path, scores: Mapping[str, Score]) -> None:
     """Writes a file of scores, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump({task_id: dataclasses.asdict(scores[task_id]) for task_id in sorted(scores)}, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_json(path, {task_id: dataclasses.asdict(scores[task_id]) for task_id in sorted(scores)})
 
 
 def measure(job: ScoreJob, report: Report) -> tuple[str, Score]:

@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +34,7 @@ from collectors.seeds import Purpose, episode_seeds
 from collectors.task import Sb3Expert, Task
 from episode_store.episode import Episode, EpisodeMetadata
 from episode_store.errors import UserError
+from episode_store.files import write_bytes
 from episode_store.task import task_file_name
 
 if TYPE_CHECKING:
@@ -361,13 +361,7 @@ class _Checkpoint:
             "seconds": self.seconds_before + time.monotonic() - self._started_at,
             "parameters": parameters,
         }
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
-        data = safetensors.torch.save(tensors, {"specialist": json.dumps(header)})
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self._path)
+        write_bytes(self._path, safetensors.torch.save(tensors, {"specialist": json.dumps(header)}))
         self.written_at = time.monotonic()
         return header
 

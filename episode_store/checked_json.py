@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 
+from episode_store import files
 from episode_store.errors import CorruptionError
 
 # `"crc32c":"` + 8 hex digits + `"}` + newline.
@@ -73,45 +73,17 @@ def read_file(path: Path) -> dict[str, Any]:
 
 def write_file(path: Path, content: Mapping[str, Any]) -> None:
     """Writes `content` to `path`: a temporary name, synced, renamed."""
-    write_bytes(path, encode_line(content))
+    files.write_bytes(path, encode_line(content))
 
 
 def create_file(path: Path, content: Mapping[str, Any]) -> bool:
     """Like `write_file`, but never replaces: False when `path` exists already, also if another process was faster."""
-    temporary = _write_temporary(path, encode_line(content))
+    temporary = files.write_temporary(path, encode_line(content))
     try:
         os.link(temporary, path)
     except FileExistsError:
         return False
     finally:
         os.unlink(temporary)
-    sync_folder(path.parent)
+    files.sync_folder(path.parent)
     return True
-
-
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Writes a whole file: a temporary name, synced, renamed, the folder synced."""
-    os.replace(_write_temporary(path, data), path)
-    sync_folder(path.parent)
-
-
-def _write_temporary(path: Path, data: bytes | memoryview) -> Path:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
-
-
-def sync_folder(path: Path) -> None:
-    """Makes renames inside `path` survive a power loss."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,7 +10,7 @@ from typing import Any
 from episode_store import command_line
 from episode_store.command_line import CommandLine
 from episode_store.episode import Episode
-from episode_store.errors import UserError
+from episode_store.errors import CorruptionError, UserError
 from episode_store.formats import format as formats
 from episode_store.formats import transfer
 from episode_store.formats.format import Finding, Loss
@@ -124,11 +124,17 @@ def _export(namespace: argparse.Namespace) -> int:
     store = EpisodeStore.open(namespace.store)
     options = _options(namespace.option)
     results = []
+    damages = []
     for task_id in store.find_tasks(namespace.tasks):
-        result = formats.export_task(
-            namespace.format, store, task_id, namespace.output, options=options, progress=_bar(namespace, task_id)
-        )
-        results.append(result)
+        try:
+            result = formats.export_task(
+                namespace.format, store, task_id, namespace.output, options=options, progress=_bar(namespace, task_id)
+            )
+        except CorruptionError as error:
+            remedy = f"nothing of {task_id} was written; run verify"
+            damages.append(Finding(severity="error", where=task_id, what=str(error), remedy=remedy))
+            continue
+        results.append(result.to_json())
         if not namespace.json:
             _print_losses(result.losses, f"{task_id}: the format cannot hold")
             print(
@@ -136,8 +142,10 @@ def _export(namespace: argparse.Namespace) -> int:
                 f"{task_id} in {result.destination}"
             )
     if namespace.json:
-        command_line.print_json([result.to_json() for result in results])
-    return 0
+        command_line.print_json({"exports": results, "findings": [damage.to_json() for damage in damages]})
+    else:
+        _print_findings(damages)
+    return 1 if damages else 0
 
 
 def _bar(namespace: argparse.Namespace, task_id: str) -> Callable[[Sequence[str]], Iterable[str]]:

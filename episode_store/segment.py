@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 
 from episode_store import checked_json
 from episode_store.errors import CorruptionError
+from episode_store.files import write_bytes
 from episode_store.record_format import ALIGNMENT, RecordHeader, parse_header
 
 FORMAT_VERSION = 1
@@ -296,7 +297,7 @@ def write_seal(files: SegmentFiles, table: pa.Table, data_bytes: int) -> None:
     sink = io.BytesIO()
     pq.write_table(table, sink, write_page_checksum=True, compression="zstd", row_group_size=65_536)
     content = sink.getbuffer()
-    checked_json.write_bytes(files.index, content)
+    write_bytes(files.index, content)
     seal = {
         "format": "episode-segment",
         "version": FORMAT_VERSION,

@@ -22,6 +22,7 @@ import pyarrow as pa
 from episode_store import checked_json, layout, segment
 from episode_store.episode import Episode
 from episode_store.errors import CorruptionError, EpisodeError, StoreError
+from episode_store.files import sync_folder
 from episode_store.record_format import RecordEncoder
 from episode_store.segment import DATA_HEADER, INDEX_SCHEMA, SegmentFiles
 from episode_store.store import EpisodeStore
@@ -244,7 +245,7 @@ class _OpenSegment:
             _write(self._data, DATA_HEADER)
             if sync:
                 os.fsync(self._data)
-                checked_json.sync_folder(self.files.folder)
+                sync_folder(self.files.folder)
         except OSError:
             self.files.data.unlink(missing_ok=True)
             self.files.journal.unlink(missing_ok=True)

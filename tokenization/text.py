@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 import sentencepiece
 
 from episode_store.errors import UserError
+from episode_store.files import write_bytes
 from tokenization.vocabulary import NUM_TEXT_TOKENS, TOKEN_DTYPE
 
 _SPACE_MARK = "\u2581"
@@ -101,7 +101,9 @@ class TextTokenizer:
             )
         except RuntimeError:
             raise UserError("training the text model: expected text to learn from, got none or too little") from None
-        _write_atomically(Path(path), model.getvalue())
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, model.getvalue())
 
     @property
     def num_pieces(self) -> int:
@@ -170,16 +172,3 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
         for line in text.replace(_SPACE_MARK, " ").split("\n"):
             for start in range(0, len(line), most):
                 yield line[start : start + most]
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

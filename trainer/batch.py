@@ -71,16 +71,18 @@ def _tensor(parts: Sequence[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(parts))
 
 
-def batches(sampler: Sampler, *, batch_size: int, first_step: int, steps_ahead: int) -> Iterator[Batch]:
+def batches(
+    sampler: Sampler, *, batch_size: int, first_step: int, steps_ahead: int, rank: int = 0, ranks: int = 1
+) -> Iterator[Batch]:
     """Batch `first_step`, `first_step` + 1, ... without end; a thread keeps `steps_ahead` of them ready.
 
-    With 0 they are made when they are asked for. That is faster where the network itself runs on the CPU: torch's
-    threads spin while they wait for each other, and one more busy thread than cores makes them wait for whole time
-    slices.
+    Of the `batch_size` rows of a step these are those of one rank. With `steps_ahead` 0 they are made when they are
+    asked for. That is faster where the network itself runs on the CPU: torch's threads spin while they wait for each
+    other, and one more busy thread than cores makes them wait for whole time slices.
     """
     if steps_ahead == 0:
         for step in itertools.count(first_step):
-            yield collate([sampler.sequence(step * batch_size + row) for row in range(batch_size)])
+            yield collate([sampler.sequence(step * batch_size + row) for row in range(rank, batch_size, ranks)])
     ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=steps_ahead)
     stopped = threading.Event()
 
@@ -88,7 +90,7 @@ def batches(sampler: Sampler, *, batch_size: int, first_step: int, steps_ahead: 
         step = first_step
         try:
             while not stopped.is_set():
-                batch = collate([sampler.sequence(step * batch_size + row) for row in range(batch_size)])
+                batch = collate([sampler.sequence(step * batch_size + row) for row in range(rank, batch_size, ranks)])
                 step += 1
                 while not stopped.is_set():
                     try:

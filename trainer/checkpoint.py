@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from episode_store.errors import UserError
+from episode_store.files import sync_file, write_json
 from tokenization.vocabulary import VOCABULARY_SIZE
 from trainer.config import TrainConfig
 from trainer.model import Generalist
@@ -63,10 +64,10 @@ def save(
         ) from None
     write_json(partial / "state.json", {"format": FORMAT, "vocabulary_size": VOCABULARY_SIZE, "step": step, **state})
     for path in partial.iterdir():
-        _sync(path)
+        sync_file(path)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
-    _sync(folder)
+    sync_file(folder)
     for old in list_checkpoints(run)[:-keep]:
         shutil.rmtree(old)
     return final
@@ -172,14 +173,6 @@ def load_model(run: Path, device: torch.device, checkpoint: Path | None = None) 
     return model.to(device).eval()
 
 
-def write_json(path: Path, body: Any) -> None:
-    """Replaces a JSON file in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(body, indent=1))
-    _sync(temporary)
-    os.replace(temporary, path)
-
-
 def _load(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
@@ -187,11 +180,3 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{path.parent}: not a checkpoint: no {path.name} in it") from None
     except safetensors.SafetensorError as error:
         raise UserError(f"{path}: damaged ({error}); remove {path.parent} to use the one before it") from None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from episode_store.command_line import (
     progress,
 )
 from episode_store.errors import UserError
+from episode_store.files import write_json
 from trainer import presets
 from trainer.config import override
 
@@ -30,7 +33,7 @@ LANGUAGE_FILE = "language.json"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code."""
     command = CommandLine("trainer", "Fits one generalist on shards, judges it against the specialists, reports.")
-    _add_train(command)
+    _add_train(command, sys.argv[1:] if arguments is None else arguments)
     _add_evaluate(command)
     report = command.verb(
         "report",
@@ -42,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return command.main(arguments)
 
 
-def _add_train(command: CommandLine) -> None:
+def _add_train(command: CommandLine, command_line: Sequence[str]) -> None:
     train = command.verb(
         "train",
         _train,
@@ -58,12 +61,17 @@ def _add_train(command: CommandLine) -> None:
     train.add_argument("--steps", type=positive_int, metavar="N", help="optimizer steps at most (the preset's)")
     train.add_argument("--minutes", type=float, metavar="M", help="steps are chosen so that training takes about M")
     add_seed(train)
+    train.set_defaults(command_line=command_line)  # which each rank runs
+    train.add_argument(
+        "--ranks", default="1", metavar="N", help="processes that share the work on this machine, or auto (1)"
+    )
     train.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE", help="any setting, for example model.width=256"
     )
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from trainer.parallel import launch, number_of_ranks
     from trainer.shards import Dataset
     from trainer.train import train
 
@@ -76,7 +84,13 @@ def _train(arguments: argparse.Namespace) -> int:
             raise UserError(f"--minutes {arguments.minutes}: expected more than 0")
         assignments |= {"budget_seconds": str(60.0 * arguments.minutes), "steps": assignments.get("steps", "1000000")}
     config = override(presets.get(arguments.preset), assignments)
-    summary = train(Dataset.open(arguments.shards), Path(arguments.output), config)
+    ranks = 1 if "RANK" in os.environ else number_of_ranks(arguments.ranks)
+    dataset = Dataset.open(arguments.shards)
+    if ranks > 1:
+        return launch(ranks, arguments.command_line)
+    summary = train(dataset, Path(arguments.output), config)
+    if int(os.environ.get("RANK", "0")):
+        return 0  # the first rank speaks for all
     if arguments.json:
         print_json(summary)
     else:
@@ -160,11 +174,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     output.mkdir(parents=True, exist_ok=True)
     results = evaluate(job, chosen, partial=output / "evaluation", workers=arguments.workers)
     scores = [result.to_json() for result in results]
-    checkpoint.write_json(output / SCORES_FILE, scores)
+    write_json(output / SCORES_FILE, scores)
     language: Mapping[str, Any] = {}
     if not arguments.no_language:
         language = evaluate_language(dataset, run, LanguageConfig(seed=arguments.seed))
-        checkpoint.write_json(output / LANGUAGE_FILE, language)
+        write_json(output / LANGUAGE_FILE, language)
     for task_id in progress(arguments.films or [], description="filming", unit="tasks"):
         film(job, task_id, output / "videos", Path(arguments.agents) if arguments.agents else None)
     if arguments.json:

@@ -20,6 +20,7 @@ from collectors.rollout import Policy, rollout
 from collectors.scores import normalized_score
 from episode_store.command_line import progress
 from episode_store.errors import UserError
+from episode_store.files import write_json
 from tokenization.episode_tokenizer import EpisodeTokenizer
 from trainer import checkpoint
 from trainer.nearest_neighbour import NearestNeighbourPolicy
@@ -104,7 +105,7 @@ def evaluate(job: EvaluationJob, task_ids: Sequence[str], *, partial: Path, work
         bar.update(len(results))
         for result in _run_all(evaluate_task, [(job, task_id) for task_id in todo], workers):
             body = {"job": job_key, "result": result.to_json()}
-            checkpoint.write_json(_partial_file(partial, result.task_id), body)
+            write_json(_partial_file(partial, result.task_id), body)
             results[result.task_id] = result
             bar.set_postfix_str(f"{result.task_id} {result.normalized_score:.0f}")
             bar.update(1)

@@ -86,9 +86,9 @@ def target_losses(model: Generalist, hidden_ND: Tensor, targets: Targets, sigma_
     return losses
 
 
-def weighted_mean(losses_K: Tensor, targets: Targets) -> Tensor:
-    """The training loss: mean over the targets by weight."""
-    return (losses_K * targets.weights).sum() / targets.weights.sum().clamp_min(1e-6)
+def weighted_mean(losses_K: Tensor, targets: Targets, total_weight: Tensor) -> Tensor:
+    """What these targets add to the mean by weight of all targets of a step, whose weights sum to `total_weight`."""
+    return (losses_K * targets.weights).sum() / total_weight
 
 
 BITS_PER_NAT = 1.0 / math.log(2.0)

@@ -30,6 +30,7 @@ import safetensors
 import torch
 
 from episode_store.errors import UserError
+from episode_store.files import write_bytes
 from trainer import checkpoint, report_results, report_samples
 from trainer.report_charts import curve_color
 from trainer.report_html import MissingInputError, note, percent, read_json, terms
@@ -56,12 +57,7 @@ def build_report(run: Path) -> Path:
     template = importlib.resources.files("trainer").joinpath(TEMPLATE_FILE).read_text(encoding="utf-8")
     page = string.Template(template).substitute({name: _part(make, run) for name, make in _PARTS.items()})
     path = run / REPORT_FILE
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8", errors="replace") as file:
-        file.write(page)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_bytes(path, page.encode("utf-8", "replace"))
     return path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import fcntl
 import json
 import math
 import time
@@ -13,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from episode_store.command_line import progress
 from episode_store.errors import UserError
-from trainer import checkpoint
+from episode_store.files import write_json
+from trainer import checkpoint, parallel
 from trainer.batch import Batch, batches
 from trainer.config import TrainConfig
 from trainer.loss import target_losses, weighted_mean
 from trainer.model import Generalist, num_parameters
 from trainer.optim import Optimizer, learning_rate
+from trainer.parallel import Ranks
 from trainer.precision import autocast, choose_device, choose_precision, make_scaler
 from trainer.sampler import Sampler
 from trainer.shards import Dataset
@@ -29,6 +33,9 @@ from trainer.shards import Dataset
 METRICS_FILE = "metrics.jsonl"
 # With `budget_seconds` the schedule's length follows the measured speed; a machine may slow down half-way.
 _CALIBRATE_EVERY_STEPS = 50
+_LOCK_FILE = ".lock"
+# What a killed run leaves needs a moment to be gone.
+_LOCK_SECONDS = 5.0
 
 
 class NonFiniteLossError(UserError):
@@ -41,8 +48,19 @@ def train(dataset: Dataset, run: Path, config: TrainConfig) -> dict[str, Any]:
     Raises:
       UserError: when the run was begun with other settings or shards.
     """
-    device = choose_device(config.device)
-    _begin(run, config, dataset)
+    with parallel.ranks(choose_device(config.device)) as ranks, contextlib.ExitStack() as stack:
+        if ranks.is_first:
+            stack.enter_context(_alone(run))
+        return _train(dataset, run, config, ranks)
+
+
+def _train(dataset: Dataset, run: Path, config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
+    device = ranks.device
+    if config.batch_size < ranks.size:
+        raise UserError(f"batch_size {config.batch_size}: expected a row for each of the {ranks.size} ranks, or more")
+    if ranks.is_first:
+        _begin(run, config, dataset)
+    ranks.wait()
     data = dataset.load("train")
     sampler = Sampler(data, config.sampler, config.seed)
     model = Generalist(config.model)
@@ -51,7 +69,7 @@ def train(dataset: Dataset, run: Path, config: TrainConfig) -> dict[str, Any]:
     optimizer = Optimizer(model, config.optimizer)
     existing = checkpoint.list_checkpoints(run)
     if not existing:
-        precision = choose_precision(config.precision, device)
+        precision = ranks.share(choose_precision(config.precision, device))
         state = _TrainingState(step=0, total_steps=config.steps, seconds=0.0, num_tokens=0, precision=precision)
     else:
         saved = checkpoint.read_state(existing[-1])
@@ -60,18 +78,25 @@ def train(dataset: Dataset, run: Path, config: TrainConfig) -> dict[str, Any]:
         checkpoint.load_optimizer(existing[-1], model, optimizer)
         # "auto" measures the machine; a resumed run keeps what was chosen at its start.
         precision = choose_precision(state.precision, device)
+    ranks.wait()  # from here on the first rank writes checkpoints
     scaler = make_scaler(precision, device)
-    step_function: Any = torch.compile(_forward_backward) if config.compile else _forward_backward
+    learner: nn.Module = _Learner(model, config.action_label_sigma_bins)
+    if config.compile:
+        learner = torch.compile(learner)  # type: ignore[assignment]
+    learner = ranks.wrap(learner)
     with contextlib.ExitStack() as stack:
-        metrics = stack.enter_context(_Metrics(run, sampler.task_ids, state.step))
+        metrics = stack.enter_context(_Metrics(run, sampler.task_ids, state.step, ranks))
         source: Iterator[Batch] = batches(
             sampler,
             batch_size=config.batch_size,
             first_step=state.step,
             steps_ahead=4 if device.type == "cuda" else 0,
+            rank=ranks.rank,
+            ranks=ranks.size,
         )
         stack.callback(source.close)  # type: ignore[attr-defined]
         bar = stack.enter_context(progress(description="training", total=state.total_steps, unit="steps"))
+        bar.disable = not ranks.is_first
         bar.update(state.step)
         while state.step < state.total_steps:
             waited = time.perf_counter()
@@ -79,7 +104,12 @@ def train(dataset: Dataset, run: Path, config: TrainConfig) -> dict[str, Any]:
             began = time.perf_counter()
             rate = learning_rate(state.step, state.total_steps, config.optimizer)
             optimizer.set_learning_rate(rate)
-            loss, losses = step_function(model, batch, config.action_label_sigma_bins, precision, device, scaler)
+            total_weight = ranks.sum(batch.targets.weights.sum()).clamp_min(1e-6)
+            with autocast(precision, device):
+                losses, share = learner(batch, total_weight)
+            # DistributedDataParallel takes the mean over the ranks; the shares are to be added.
+            scaler.scale(share * ranks.size).backward()
+            loss, losses = ranks.sum(share.detach()), losses.detach()
             optimizer.unscale(scaler)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.gradient_clip_norm)
             if not math.isfinite(float(loss)) or (not math.isfinite(float(norm)) and not scaler.is_enabled()):
@@ -89,7 +119,7 @@ def train(dataset: Dataset, run: Path, config: TrainConfig) -> dict[str, Any]:
                 )
             optimizer.step(scaler)
             state.step += 1
-            state.num_tokens += batch.num_real_tokens
+            state.num_tokens += int(ranks.sum(torch.tensor(batch.num_real_tokens, device=device)))
             now = time.perf_counter()
             state.seconds += now - waited
             metrics.add(losses, batch, loss=float(loss), norm=float(norm), waited=began - waited, seconds=now - waited)
@@ -98,11 +128,12 @@ def train(dataset: Dataset, run: Path, config: TrainConfig) -> dict[str, Any]:
                 bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s")
             bar.update(1)
             if config.budget_seconds and state.step % _CALIBRATE_EVERY_STEPS == 0:
-                state.total_steps = _steps_in_budget(state, config, metrics.recent_seconds_per_step)
+                state.total_steps = ranks.share(_steps_in_budget(state, config, metrics.recent_seconds_per_step))
                 bar.total = state.total_steps
-            if state.step % config.checkpoint_every_steps == 0 or state.step == state.total_steps:
+            if ranks.is_first and (state.step % config.checkpoint_every_steps == 0 or state.step == state.total_steps):
                 metrics.flush()
                 checkpoint.save(run, step=state.step, model=model, optimizer=optimizer, state=dataclasses.asdict(state))
+        ranks.wait()
     return {
         "steps": state.step,
         "tokens": state.num_tokens,
@@ -110,6 +141,7 @@ def train(dataset: Dataset, run: Path, config: TrainConfig) -> dict[str, Any]:
         "parameters": num_parameters(model),
         "precision": precision,
         "device": str(device),
+        "ranks": ranks.size,
         "checkpoint": str(checkpoint.latest(run)),
     }
 
@@ -125,21 +157,41 @@ class _TrainingState:
     precision: str
 
 
-def _forward_backward(
-    model: Generalist, batch: Batch, sigma_bins: float, precision: str, device: torch.device, scaler: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    with autocast(precision, device):
-        hidden = model(batch.inputs, batch.attention)
-        losses = target_losses(model, hidden, batch.targets, sigma_bins)
-        loss = weighted_mean(losses, batch.targets)
-    scaler.scale(loss).backward()
-    return loss.detach(), losses.detach()
+class _Learner(nn.Module):
+    """The forward pass as one module, for compilation and for the averaging of gradients."""
+
+    def __init__(self, model: Generalist, sigma_bins: float) -> None:
+        super().__init__()
+        self.model, self.sigma_bins = model, sigma_bins
+
+    def forward(self, batch: Batch, total_weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses of the targets [K], and what they add to the mean by weight over `total_weight`."""
+        hidden = self.model(batch.inputs, batch.attention)
+        losses = target_losses(self.model, hidden, batch.targets, self.sigma_bins)
+        return losses, weighted_mean(losses, batch.targets, total_weight)
 
 
 def _steps_in_budget(state: _TrainingState, config: TrainConfig, seconds_per_step: float) -> int:
     assert config.budget_seconds is not None
     left = max(0.0, config.budget_seconds - state.seconds)
     return max(state.step, min(config.steps, state.step + int(left / seconds_per_step)))
+
+
+@contextlib.contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """Holds the run's folder, so that two processes never write checkpoints of one run."""
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / _LOCK_FILE).open("a") as file:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UserError(f"{run}: another process trains there; wait for it, or stop it") from None
+                time.sleep(0.2)
+        yield
 
 
 def _begin(run: Path, config: TrainConfig, dataset: Dataset) -> None:
@@ -163,16 +215,22 @@ def _begin(run: Path, config: TrainConfig, dataset: Dataset) -> None:
                 )
     else:
         (run / METRICS_FILE).unlink(missing_ok=True)
-    checkpoint.write_json(file, body)
+    write_json(file, body)
 
 
 class _Metrics:
     """Means over the steps since the last log line, to JSON lines and TensorBoard."""
 
-    def __init__(self, run: Path, task_ids: list[str], first_step: int) -> None:
+    def __init__(self, run: Path, task_ids: list[str], first_step: int, ranks: Ranks) -> None:
+        self._task_ids, self._ranks = task_ids, ranks
+        self._recent: collections.deque[float] = collections.deque(maxlen=_CALIBRATE_EVERY_STEPS)
+        self._reset()
+        if ranks.is_first:
+            self._open(run, first_step)
+
+    def _open(self, run: Path, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._task_ids = task_ids
         path = run / METRICS_FILE
         lines = path.read_text().splitlines() if path.exists() else []
         # Lines after the checkpoint that we resume from are written again.
@@ -180,15 +238,14 @@ class _Metrics:
         self._file = path.open("w")
         self._file.writelines(line + "\n" for line in kept)
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
-        self._recent: collections.deque[float] = collections.deque(maxlen=_CALIBRATE_EVERY_STEPS)
-        self._reset()
 
     def __enter__(self) -> _Metrics:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._board.close()
+        if self._ranks.is_first:
+            self._file.close()
+            self._board.close()
 
     @property
     def recent_seconds_per_step(self) -> float:
@@ -222,22 +279,31 @@ class _Metrics:
         return self._task_ids[int(batch.targets.tasks[place])]
 
     def log(self, step: int, rate: float) -> dict[str, Any]:
-        """Writes one line and starts anew."""
+        """Writes one line and starts anew. All ranks call it; targets and tokens of all of them count."""
         totals = self._totals
+        counted = [totals["tokens"], totals["targets"]]
+        summed = self._ranks.sum(
+            torch.cat([self._sums, self._counts, torch.tensor(counted)]).to(self._ranks.device)
+        ).cpu()
+        sums, counts = summed[: len(self._task_ids)], summed[len(self._task_ids) : -2]
+        tokens, targets = summed[-2:].tolist()
         row: dict[str, Any] = {
             "step": step,
             "loss": totals["loss"] / self._steps,
             "learning_rate": rate,
             "gradient_norm": totals["norm"] / self._steps,
-            "tokens_per_second": totals["tokens"] / totals["seconds"],
-            "targets_per_second": totals["targets"] / totals["seconds"],
+            "tokens_per_second": tokens / totals["seconds"],
+            "targets_per_second": targets / totals["seconds"],
             "data_wait_share": totals["waited"] / totals["seconds"],
             "task_losses": {
                 task_id: float(total / count)
-                for task_id, total, count in zip(self._task_ids, self._sums, self._counts, strict=True)
+                for task_id, total, count in zip(self._task_ids, sums, counts, strict=True)
                 if count
             },
         }
+        self._reset()
+        if not self._ranks.is_first:
+            return row
         self._file.write(json.dumps(row) + "\n")
         for name, value in row.items():
             if name == "task_losses":
@@ -245,7 +311,6 @@ class _Metrics:
                     self._board.add_scalar(f"loss/{task_id}", loss, step)
             elif name != "step":
                 self._board.add_scalar(name, value, step)
-        self._reset()
         return row
 
     def flush(self) -> None:

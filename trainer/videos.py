@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from PIL import Image
 
 from collectors.registry import Task
 from collectors.rollout import FilmedEpisode, Policy, RenderingUnavailable, rollout
+from episode_store.files import write_bytes, write_json
 from episode_store.task import task_file_name
-from trainer import checkpoint
 
 VIDEOS_FILE = "videos.json"
 MAX_SIDE = 160
@@ -43,7 +42,7 @@ def record_video(task: Task, policy: Policy, seed: int, path: Path, *, max_frame
     """
     (episode,) = rollout(task, policy, seeds=[seed], frames=True)
     assert isinstance(episode, FilmedEpisode)
-    _write(path, encode(episode.frames, max_frames=max_frames))
+    write_bytes(path, encode(episode.frames, max_frames=max_frames))
     return {"episode_return": float(episode.episode_return), "num_steps": episode.num_steps, "file": path.name}
 
 
@@ -64,7 +63,7 @@ def record_videos(task: Task, policies: Mapping[str, Policy], seed: int, folder:
     others = [
         entry for entry in before if (entry["task_id"], entry["role"]) not in {(task.task_id, r) for r in policies}
     ]
-    checkpoint.write_json(file, others + entries)
+    write_json(file, others + entries)
     return entries
 
 
@@ -93,12 +92,3 @@ def _small(frame: np.ndarray) -> Image.Image:
     picture = Image.fromarray(frame).convert("RGB")
     picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     return picture
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

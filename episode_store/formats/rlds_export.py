@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from episode_store import checked_json
+from episode_store import checked_json, files
 from episode_store.episode import Episode
 from episode_store.errors import UserError
 from episode_store.formats.format import ExportResult, LossLog, Progress
@@ -77,9 +76,9 @@ def export_rlds(
         info |= {"description": f"Episodes of {task_id}.", "version": settings.version}
         if task.licence:
             info["redistributionInfo"] = {"license": task.licence}
-        _write_json(folder / FEATURES_FILE, features_json(layout.leaves))
+        files.write_json(folder / FEATURES_FILE, features_json(layout.leaves))
         checked_json.create_file(folder / TASK_FILE, {"format": "episode-store-task", "task": task.to_json()})
-        _write_json(folder / INFO_FILE, info)
+        files.write_json(folder / INFO_FILE, info)
         num_bytes = sum(file.stat().st_size for file in folder.iterdir())
     return ExportResult(
         format="rlds",
@@ -286,7 +285,7 @@ class _Shards:
         for split, lengths in sorted(self._lengths.items()):
             for index in range(len(lengths)):
                 path = self._path(split, index)
-                _sync(path)
+                files.sync_file(path)
                 final = f"{name}-{split}.{self._settings.file_format}-{index:05d}-of-{len(lengths):05d}"
                 os.replace(path, self._folder / final)
             splits.append(
@@ -306,24 +305,12 @@ class _Shards:
 @contextlib.contextmanager
 def _temporary_folder(target: Path) -> Iterator[Path]:
     """A folder beside `target` that gets its name at the end, or goes."""
-    folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    folder = files.temporary_path(target)
     folder.mkdir(parents=True)
     try:
         yield folder
-        checked_json.sync_folder(folder)
+        files.sync_folder(folder)
         os.rename(folder, target)
-        checked_json.sync_folder(target.parent)
+        files.sync_folder(target.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    checked_json.write_bytes(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

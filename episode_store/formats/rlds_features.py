@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
@@ -86,14 +87,14 @@ def parse_features(tree: Any) -> Features:
     Raises:
       UserError: it is not a tree of features.
     """
-    top = _children(tree)
+    top = _children(_normal(tree))
     if top is None:
         raise UserError("features.json: expected a FeaturesDict at the top")
     steps: list[Leaf] = []
     episode: list[Leaf] = []
     unknown: dict[str, str] = {}
     for name, child in top.items():
-        inner = _sequence(child)
+        inner = _sequence(_normal(child))
         if name == "steps" and inner is not None:
             _collect(inner[0], ("steps",), steps, unknown, inside_steps=True, depth=0)
         else:
@@ -106,6 +107,30 @@ def _content(node: Any, name: str) -> Any:
     if not isinstance(node, dict):
         raise UserError(f"features.json: expected an object, got {str(node)[:60]!r}")
     return node.get(name)
+
+
+# The part that a kind fills in, by the name of its message in files of TFDS 4.5.
+_MESSAGES = {
+    "FeaturesDict": "featuresDict",
+    "Sequence": "sequence",
+    "TensorFeature": "tensor",
+    "ImageFeature": "image",
+    "VideoFeature": "video",
+    "TextFeature": "text",
+    "ClassLabel": "classLabel",
+    "BoundingBoxFeature": "boundingBox",
+}
+
+
+def _normal(node: Any) -> Any:
+    """A node of TFDS 4.5, with the name of a message and its JSON as an object or a string, in today's form."""
+    if not isinstance(node, dict) or "proto_cls" not in node:
+        return node
+    part = _MESSAGES.get(str(node["proto_cls"]).rpartition(".")[2], "")
+    content = node.get("content")
+    if isinstance(content, str):
+        content = json.loads(content)
+    return {"pythonClassName": node.get("type"), part: content}
 
 
 def _class_name(node: Mapping[str, Any]) -> str:
@@ -122,7 +147,7 @@ def _children(node: Any) -> Mapping[str, Any] | None:
 
 def _sequence(node: Any) -> tuple[Any, int | None] | None:
     """The inner feature and the length of a Sequence, Dataset or Video."""
-    new = _content(node, "sequence") or (_content(node, "video") and node["video"].get("sequence"))
+    new = _content(node, "sequence")
     if new is None and _class_name(node) in ("Sequence", "Dataset") and isinstance(node.get("content"), dict):
         new = node["content"]
     if not isinstance(new, dict) or "feature" not in new:
@@ -143,6 +168,7 @@ def _collect(
 ) -> None:
     if depth > _MAX_DEPTH:
         raise UserError(f"features.json: {'/'.join(path)[:80]}: nested more than {_MAX_DEPTH} deep")
+    node = _normal(node)
     children = _children(node)
     where = {"inside_steps": inside_steps, "depth": depth + 1}
     if children is not None:
@@ -181,6 +207,12 @@ def _leaf(node: Mapping[str, Any], path: tuple[str, ...], key: str, ragged: tupl
             return f"an image of shape {shape} and dtype {dtype}"
         encoding = str(image.get("encodingFormat") or image.get("encoding_format") or "")
         return Leaf(kind="image", dtype=dtype, shape=(*ragged, *shape), encoding=encoding, **place)
+    if isinstance(node.get("video"), dict):
+        shape = _shape(node["video"].get("shape"))
+        if len(shape) != 4 or str(node["video"].get("dtype") or "uint8") != "uint8":
+            return f"a video of shape {shape}"
+        place["num_ragged"] += 1
+        return Leaf(kind="image", dtype="uint8", shape=(*ragged, *shape), **place)
     tensor = (
         node.get("tensor") or node.get("boundingBox") or (old if name in ("Tensor", "Scalar", "BBoxFeature") else None)
     )
@@ -403,11 +435,12 @@ def _decode_image(leaf: Leaf, item: bytes | memoryview, step: int, expected: tup
                 mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}.get(channels)
                 if mode is not None and image.mode != mode:
                     image = image.convert(mode)
+            elif image.mode in ("1", "P", "CMYK", "YCbCr"):
+                image = image.convert("L" if image.mode == "1" else "RGB")
             array = np.asarray(image)
     except (OSError, ValueError, SyntaxError, zlib.error, pillow.DecompressionBombError) as error:
-        raise CorruptionError(
-            f"step {step}: the image cannot be decoded: {' '.join(str(error).split())[:120]}"
-        ) from None
+        reason = " ".join(str(error).partition(" <_io")[0].split())[:120]
+        raise CorruptionError(f"step {step}: the image cannot be decoded: {reason}") from None
     if is_float:
         # A float32 image of one channel is kept as four bytes a pixel in the four channels of a PNG.
         if array.shape[2:] != (4,) or array.dtype != np.uint8:
@@ -476,7 +509,7 @@ def _features_dict(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _leaf_json(leaf: Leaf) -> dict[str, Any]:
-    shape = {"dimensions": [str(side) for side in leaf.shape]} if leaf.shape else {}
+    shape = {"dimensions": [str(-1 if side is None else side) for side in leaf.shape]} if leaf.shape else {}
     if leaf.kind == "text":
         return {"pythonClassName": f"{_PREFIX}text_feature.Text", "text": {}}
     if leaf.kind == "image":

@@ -70,8 +70,7 @@ class RldsImporter:
         peeked = self._peek()
         self._plan = self._make_plan(peeked)
         self._task = self._make_task(task_id, peeked)
-        self._losses = LossLog()
-        self._tell_assumptions()
+        self._jpeg_fields = _jpeg_fields(self._plan, peeked[0])
 
     def tasks(self) -> list[TaskSpec]:
         """The one task of the set."""
@@ -92,6 +91,8 @@ class RldsImporter:
     def episodes(self) -> Iterator[Episode]:
         """All episodes, shard by shard."""
         self._findings = list(self._folder.findings)
+        self._losses = LossLog()
+        self._tell_assumptions()
         index = 0
         for shard in self._shards:
             for record in read_records(shard, self._findings):
@@ -162,16 +163,27 @@ class RldsImporter:
         if None not in leaf.shape and not leaf.num_ragged:
             return leaf
         shapes: set[tuple[int, ...]] = set()
-        for example in peeked[: 1 if leaf.kind == "image" else None]:
+        problem = ""
+        for example in peeked:
             try:
+                if leaf.kind == "image" and not leaf.num_ragged:
+                    # The first frame that can be decoded tells; an episode of another size is refused later.
+                    first = {leaf.key: example.get(leaf.key, [])[:1]}
+                    shapes.add(np.asarray(decode_leaf(leaf, first, 1)).shape[1:])
+                    break
                 values = decode_leaf(leaf, example, self._rows(example))
             except CorruptionError as error:
-                return str(error)
+                problem = str(error)
+                if leaf.kind != "image":
+                    return problem
+                continue
             if isinstance(values, np.ndarray):
                 shapes.add(values.shape[1:])
+        if not shapes:
+            return problem or leaf
         if len(shapes) > 1:
             return f"{leaf.key}: episodes of different shapes, {min(shapes)} to {max(shapes)}"
-        return dataclasses.replace(leaf, shape=shapes.pop()) if shapes else leaf
+        return dataclasses.replace(leaf, shape=shapes.pop())
 
     def _place(self, plan: _Plan, leaf: Leaf) -> None:
         """Puts one field of the steps where it belongs."""
@@ -218,7 +230,8 @@ class RldsImporter:
                     raise UserError(f"{folder.path}: {kind}s: expected {sorted(expected)}, got {sorted(got)}")
             return dataclasses.replace(folder.task, task_id=task_id) if task_id else folder.task
         if not plan.observations:
-            raise UserError(f"source {folder.path}: its steps have no observation")
+            why = "".join(f"; {name}: {reason}" for name, reason in self._left_out.items())
+            raise UserError(f"source {folder.path}: its steps have no observation that a store can hold{why}")
         major = folder.version.split(".")[0]
         version = int(major) if major.isdecimal() and len(major) < 5 else 0
         longest = max(self._rows(example) for example in peeked)
@@ -271,6 +284,12 @@ class RldsImporter:
                     f"the set does not say how many values this {leaf.dtype} takes: kept as numbers; if they are "
                     f"choices, say --option discrete={name}:N",
                 )
+        for name in self._jpeg_fields:
+            add(
+                f"{name}: JPEG",
+                "lossy before; decoded exactly, as Pillow and OpenCV do; TensorFlow's default decoder is a faster "
+                "approximation whose pixels differ by a few levels",
+            )
         add("bounds of observations and actions", "features.json has none: taken as unbounded")
         add("seed, agent, environment", "RLDS has no place for them: left empty")
 
@@ -472,6 +491,16 @@ class RldsImporter:
                 "content hash", f"differs from the exported episode's: the export lost digits (see {INFO_FILE})"
             )
         return dataclasses.replace(episode, task_id=self._task.task_id)
+
+
+def _jpeg_fields(plan: _Plan, example: Mapping[str, FeatureValues]) -> list[str]:
+    """The image fields whose first frame is a JPEG file."""
+    found = []
+    for name, leaf in plan.observations.items():
+        first = example.get(leaf.key, [])[:1] if leaf.kind == "image" else []
+        if len(first) and bytes(first[0][:2]) == b"\xff\xd8":
+            found.append(name)
+    return found
 
 
 def _parse_discrete(text: str) -> dict[str, int]:

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 import google_crc32c
+import numpy as np
 
 from episode_store.errors import CorruptionError
 from episode_store.formats.format import need
@@ -23,13 +24,15 @@ from episode_store.formats.format import need
 _LENGTH = struct.Struct("<Q")
 _CHECKSUM = struct.Struct("<I")
 _HEADER_BYTES = 12
-FRAME_BYTES = 16  # around each record
+# What the ArrayRecord package raises for files that were cut or changed.
+_ARRAY_RECORD_ERRORS = (ValueError, RuntimeError, IndexError)
 
 
 def masked_crc32c(data: bytes | memoryview) -> int:
     """The checksum as TFRecord stores it: rotated right by 15 bits, plus a constant, so that checksums of data that
     holds checksums stay good."""
-    crc = google_crc32c.value(data)
+    # Through NumPy, which hands out a buffer that the package accepts without a copy; a memoryview does not.
+    crc = google_crc32c.value(np.frombuffer(data, np.uint8))
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
@@ -124,21 +127,19 @@ class ArrayRecordReader:
         # A killed writer leaves a file without its footer, which the package reports as having no record.
         if self._path.stat().st_size == 0:
             raise TruncatedShard(f"{self._path}: the file is empty: its writer ended before closing it")
+        # The package tells some damage only when the reader is closed.
         try:
             reader = self._module.ArrayRecordReader(str(self._path))
-            count = reader.num_records()
-        except (ValueError, RuntimeError, IndexError) as error:
-            raise TruncatedShard(f"{self._path}: cannot be opened: {_one_line(error)}") from None
-        try:
-            for number in range(count):
+            for number in range(reader.num_records()):
                 try:
                     records = reader.read([number])
-                except (ValueError, RuntimeError, IndexError) as error:
+                except _ARRAY_RECORD_ERRORS as error:
                     yield DamagedRecord(f"{self._path} record {number}: cannot be read: {_one_line(error)}")
                     continue
                 yield memoryview(records[0])
-        finally:
             reader.close()
+        except _ARRAY_RECORD_ERRORS as error:
+            raise TruncatedShard(f"{self._path}: cannot be read: {_one_line(error)}") from None
 
 
 class ArrayRecordWriter:

@@ -316,7 +316,8 @@ def _start_job(config: BuildConfig, workers: int) -> subprocess.Popen[bytes]:
     program = f"""
 import pickle, sys, time
 sys.path.insert(0, {str(ROOT)!r})
-from beam_jobs import build_shards, files
+from beam_jobs import build_shards
+from episode_store import files
 config = pickle.loads(bytes.fromhex({__import__("pickle").dumps(config).hex()!r}))
 real = files.write_json
 def slow(path, data):

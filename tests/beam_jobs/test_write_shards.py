@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from beam_jobs.files import file_facts, read_json, temporary_path, write_file, write_json
+from beam_jobs.files import file_facts, read_json
 from beam_jobs.write_shards import TarShard, sample_size
+from episode_store.files import temporary_path, write_bytes, write_json
 
 SAMPLES = [
     ("task-v0-train-000000-000000", {"tokens.npy": b"abc", "episodes.json": b"[]"}),
@@ -72,11 +73,11 @@ def test_files(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"b": 1})
     assert read_json(path) == {"b": 1}
-    write_file(path, b"[1]")
+    write_bytes(path, b"[1]")
     assert read_json(path) is None
     assert read_json(tmp_path / "none.json") is None
     assert file_facts(path)["bytes"] == 3
     names = {temporary_path(path).name for _ in range(10)}
     assert len(names) == 10
-    assert all(name.startswith(f"a.json.{os.getpid()}-") for name in names)
+    assert all(name.startswith(f".a.json.{os.getpid()}-") for name in names)
     assert list(tmp_path.iterdir()) == [path]

@@ -72,5 +72,5 @@ def test_soft_loss_is_zero_at_best_and_counts_near_misses_less(model):
 
 
 def test_weighted_mean():
-    loss = weighted_mean(torch.tensor([1.0, 3.0]), targets([1, 2], [False, False], [3.0, 1.0]))
+    loss = weighted_mean(torch.tensor([1.0, 3.0]), targets([1, 2], [False, False], [3.0, 1.0]), torch.tensor(4.0))
     torch.testing.assert_close(loss, torch.tensor(1.5))
