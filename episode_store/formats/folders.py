@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from episode_store import checked_json
+from episode_store import checked_json, files
 from episode_store.errors import CorruptionError, UserError
 from episode_store.formats.format import LossLog
 from episode_store.store import EpisodeStore
@@ -27,15 +26,15 @@ StepColumns = dict[str, tuple[str, tuple[int, ...]]]
 @contextlib.contextmanager
 def temporary_folder(target: Path) -> Iterator[Path]:
     """A folder beside `target` that gets its name at the end, or goes."""
-    folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    folder = files.temporary_path(target)
     folder.mkdir(parents=True)
     try:
         yield folder
         for path in folder.rglob("*"):
-            checked_json.sync_folder(path)
-        checked_json.sync_folder(folder)
+            files.sync_file(path)
+        files.sync_folder(folder)
         os.rename(folder, target)
-        checked_json.sync_folder(target.parent)
+        files.sync_folder(target.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -107,7 +106,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file for other readers."""
-    checked_json.write_bytes(path, (json.dumps(content, indent=4) + "\n").encode())
+    files.write_bytes(path, (json.dumps(content, indent=4) + "\n").encode())
 
 
 def folder_bytes(folder: Path) -> int:

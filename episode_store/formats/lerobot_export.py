@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from episode_store import checked_json
 from episode_store.episode import Episode
 from episode_store.errors import UserError
+from episode_store.files import write_bytes
 from episode_store.formats import folders
 from episode_store.formats import lerobot_files as files
 from episode_store.formats.format import ExportResult, LossLog, Progress, need
@@ -216,7 +216,8 @@ class _Layout:
         self.losses = losses
         for name, spec in task.observation_spec.items():
             if not (name == INSTRUCTION and self.has_instruction):
-                self._add("observations", name, _observation_key(name, spec), spec)
+                alone = list(task.observation_spec) == ["observation"]
+                self._add("observations", name, _bare_key(spec) if alone else f"observation.{name}", spec)
         for name, spec in task.action_spec.items():
             self._add("actions", name, "action" if name == "action" else f"action.{name}", spec)
         for name, (dtype, shape) in kinds.items():
@@ -255,10 +256,8 @@ class _Layout:
         return {name: column.key for name, column in self.groups[group].items()}
 
 
-def _observation_key(name: str, spec: ArraySpec) -> str:
-    """A bare observation gets the name that LeRobot's policies look for."""
-    if name != "observation":
-        return f"observation.{name}"
+def _bare_key(spec: ArraySpec) -> str:
+    """The one observation of a task gets the name that LeRobot's policies look for."""
     return "observation.image" if spec.modality == Modality.IMAGE else "observation.state"
 
 
@@ -440,4 +439,4 @@ def _instruction_table(instructions: Mapping[str, int]) -> pa.Table:
 def _write_table(table: pa.Table, path: Path) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, write_page_checksum=True)
-    checked_json.write_bytes(path, memoryview(sink.getvalue()))
+    write_bytes(path, memoryview(sink.getvalue()))

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from episode_store import checked_json
+from episode_store import files
 from episode_store.episode import Episode
 from episode_store.errors import UserError
 from episode_store.formats import folders
@@ -52,7 +51,7 @@ def export_robomimic(
     layout = _Layout(task, int(level), losses)
     masks: dict[str, list[str]] = {}
     destination.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    temporary = files.temporary_path(target)
     try:
         with h5py.File(temporary, "w") as file:
             data = file.create_group("data")
@@ -68,9 +67,9 @@ def export_robomimic(
             data.attrs["episode_store_task"] = json.dumps(task.to_json())
             for name, demos in masks.items():
                 file[f"mask/{name}"] = np.array(demos, dtype="S")
-        checked_json.sync_folder(temporary)
+        files.sync_file(temporary)
         os.rename(temporary, target)
-        checked_json.sync_folder(destination)
+        files.sync_folder(destination)
     finally:
         temporary.unlink(missing_ok=True)
     losses.add("agent, seed, provenance", _BESIDE, len(ids))

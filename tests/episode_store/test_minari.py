@@ -1,4 +1,4 @@
-"""Minari sets: literal layouts, round trips, what is said of faulty ones. The real package is in test_minari_peer.py."""
+"""Minari sets: literal layouts, round trips, what is said of faulty ones. The real package: test_minari_peers.py."""
 
 from __future__ import annotations
 
