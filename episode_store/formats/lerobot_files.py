@@ -39,7 +39,7 @@ BOOKKEEPING = {
     "index": "int64",
     "task_index": "int64",
 }
-DAMAGE = (pa.ArrowException, OSError, EOFError)
+DAMAGE = (pa.ArrowException, OSError, EOFError, ValueError, OverflowError)
 _NUMBERS = {"bool", "float16", "float32", "float64"} | {
     f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)
 }
@@ -274,38 +274,46 @@ def read_frames(folder: LeRobotFolder, columns: list[str], findings: list[Findin
     rest_where = ""
     for file in folder.data_files:
         where = str(file.relative_to(folder.path))
-        try:
-            for table in _row_groups(file, columns):
-                rest_where = rest_where if rest is not None else where
-                table = table if rest is None else pa.concat_tables([rest, table])
-                index = table["episode_index"].to_numpy()
-                starts = [0, *(np.flatnonzero(np.diff(index)) + 1).tolist()]
-                for start, stop in itertools.pairwise(starts):
-                    part = table.slice(start, stop - start)
-                    yield Frames(episode_index=int(index[start]), table=part, where=rest_where)
-                    rest_where = where
-                rest = table.slice(starts[-1])
-        except (*DAMAGE, CorruptionError) as error:
-            remedy = "its frames are lost: the writer was killed before finalize(), or copy the file again"
-            what = f"cannot be read: {one_line(error)}"
-            findings.append(Finding(severity="error", where=where, what=what, remedy=remedy))
-            # What came before it may go on in the lost part.
-        if rest is not None and file is folder.data_files[-1]:
-            yield Frames(episode_index=int(rest["episode_index"][0].as_py()), table=rest, where=rest_where)
+        for table in _row_groups(file, where, columns, findings):
+            rest_where = rest_where if rest is not None else where
+            table = table if rest is None else pa.concat_tables([rest, table])
+            index = table["episode_index"].to_numpy()
+            starts = [0, *(np.flatnonzero(np.diff(index)) + 1).tolist()]
+            for start, stop in itertools.pairwise(starts):
+                part = table.slice(start, stop - start)
+                yield Frames(episode_index=int(index[start]), table=part, where=rest_where)
+                rest_where = where
+            rest = table.slice(starts[-1])
+    if rest is not None:
+        yield Frames(episode_index=int(rest["episode_index"][0].as_py()), table=rest, where=rest_where)
 
 
-def _row_groups(file: Path, columns: list[str]) -> Iterator[pa.Table]:
-    with pq.ParquetFile(file) as reader:
-        if reader.metadata.num_rows > _MAX_ROWS:
-            raise CorruptionError(f"{reader.metadata.num_rows} rows")
-        missing = [name for name in columns if name not in reader.schema_arrow.names]
-        if missing:
-            raise CorruptionError(f"has no column {', '.join(missing)}, which info.json declares")
-        for number in range(reader.num_row_groups):
-            table = reader.read_row_group(number, columns=columns)
-            if table.num_rows:
-                table.validate(full=True)
-                yield table
+def _row_groups(file: Path, where: str, columns: list[str], findings: list[Finding]) -> Iterator[pa.Table]:
+    """The readable row groups of a file; what is damaged becomes findings."""
+    remedy = "its frames are lost: the writer was killed before finalize(), or copy the file again"
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as reader:
+            if reader.metadata.num_rows > _MAX_ROWS:
+                raise CorruptionError(f"{reader.metadata.num_rows} rows")
+            missing = [name for name in columns if name not in reader.schema_arrow.names]
+            if missing:
+                raise CorruptionError(f"has no column {', '.join(missing)}, which info.json declares")
+            for number in range(reader.num_row_groups):
+                try:
+                    table = reader.read_row_group(number, columns=columns)
+                    table.validate(full=True)
+                    if table["episode_index"].null_count:
+                        raise CorruptionError("frames without episode_index")
+                except (*DAMAGE, CorruptionError) as error:
+                    what = f"cannot be read: {one_line(error)}"
+                    place = f"{where} row group {number}"
+                    findings.append(Finding(severity="error", where=place, what=what, remedy=remedy))
+                    continue
+                if table.num_rows:
+                    yield table
+    except (*DAMAGE, CorruptionError) as error:
+        what = f"cannot be read: {one_line(error)}"
+        findings.append(Finding(severity="error", where=where, what=what, remedy=remedy))
 
 
 def numbers(column: pa.ChunkedArray, feature: Feature) -> np.ndarray:

@@ -116,7 +116,7 @@ def test_our_statistics_are_lerobots(tmp_path: Path) -> None:
         for name in ("q01", "q10", "q50", "q90", "q99"):
             np.testing.assert_allclose(ours[name], theirs[name], atol=0.01)
     frames = rng.integers(0, 256, (20, 16, 18, 3), dtype=np.uint8)
-    theirs = get_feature_stats(frames.transpose(0, 3, 1, 2), axis=(0, 2, 3), keepdims=True)
+    theirs = get_feature_stats(frames.transpose(0, 3, 1, 2).astype(np.float32), axis=(0, 2, 3), keepdims=True)
     ours = episode_stats(frames, is_picture=True)
     for name in ("min", "max", "mean", "std", "q10", "q50", "q90"):
         np.testing.assert_allclose(ours[name], np.squeeze(theirs[name] / 255, axis=0), atol=0.01)
