@@ -50,11 +50,11 @@ def detect(source: Path) -> bool:
     """Whether the file is HDF5 with demos in /data."""
     if not hdf5.is_hdf5(source):
         return False
-    with hdf5.open_file(source) as file:
-        try:
+    try:
+        with hdf5.open_file(source) as file:
             return any(_DEMO.fullmatch(name) for name in hdf5.subgroup(file, "data"))
-        except (CorruptionError, *hdf5.DAMAGE):
-            return False
+    except (UserError, *hdf5.DAMAGE):
+        return False
 
 
 def open_importer(source: Path, *, task_id: str | None = None, options: Mapping[str, str]) -> RobomimicImporter:
@@ -77,8 +77,9 @@ def doctor(source: Path) -> list[Finding]:
     try:
         with hdf5.open_file(source) as file:
             return [*_count_findings(file), *findings]
-    except (CorruptionError, *hdf5.DAMAGE) as error:
-        return [Finding(severity="error", where=str(source), what=one_line(error)), *findings]
+    except (UserError, *hdf5.DAMAGE) as error:
+        counts = Finding(severity="error", where=str(source), what=f"counts cannot be read: {one_line(error)}")
+        return [counts, *findings]
 
 
 def _count_findings(file: Any) -> list[Finding]:
