@@ -21,6 +21,7 @@ from episode_store.errors import UserError
 from episode_store.files import write_bytes
 from episode_store.formats import folders
 from episode_store.formats import lerobot_files as files
+from episode_store.formats import lerobot_video as video
 from episode_store.formats.format import ExportResult, LossLog, Progress, need
 from episode_store.formats.lerobot_import import INSTRUCTION
 from episode_store.formats.lerobot_stats import RunningStats, Stats, episode_stats
@@ -32,6 +33,7 @@ from episode_store.task import TaskSpec, task_file_name
 _FILE_MB = 100
 _CHUNK_FILES = 1000
 _DEFAULT_FPS = 30.0
+_VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 # Hugging Face's array types go to five axes.
 _MAX_AXES = 5
 _BESIDE = "kept beside in meta/episode_store.parquet, which LeRobot does not read"
@@ -53,16 +55,14 @@ def export_lerobot(
     ids = folders.episodes_to_export(store, task_id, target)
     losses = LossLog()
     fps = _fps(task, options, losses)
-    if options.get("images", "png") not in ("png", "video"):
-        raise UserError(f"option images {options['images']!r}: expected png or video")
-    if options.get("images") == "video":
-        raise UserError(
-            "option images=video: not written, since a video loses detail; write PNG and let LeRobot encode them "
-            "(lerobot.scripts.lerobot_edit_dataset, convert_image_to_video)"
-        )
+    images = options.get("images", "png")
+    if images not in ("png", "video"):
+        raise UserError(f"option images {images!r}: expected png or video")
+    if images == "video":
+        need("av", "video", "encoding videos")
     kinds = folders.step_column_kinds(store, ids, losses)
     exact = all(_is_float32(store.read_window(i, 0, n, ["rewards"]).rewards) for i, n in _lengths(store, task_id))
-    layout = _Layout(task, kinds, "float32" if exact else "float64", losses)
+    layout = _Layout(task, kinds, "float32" if exact else "float64", images == "video", losses)
     with folders.temporary_folder(target) as folder:
         writer = _SetWriter(folder, layout, fps)
         for episode_id in progress(ids):
@@ -138,17 +138,21 @@ def _fps(task: TaskSpec, options: Mapping[str, str], losses: LossLog) -> float:
 class _Column:
     """One feature: its entry in info.json, its Arrow type, its values."""
 
-    def __init__(self, key: str, dtype: str, shape: tuple[int, ...], *, is_picture: bool = False) -> None:
+    def __init__(
+        self, key: str, dtype: str, shape: tuple[int, ...], *, is_picture: bool = False, is_video: bool = False
+    ) -> None:
         self.key = key
         self.is_picture = is_picture
-        self.dtype = "string" if dtype == "str" else "image" if is_picture else dtype
+        self.is_video = is_video
+        self.dtype = "string" if dtype == "str" else "video" if is_video else "image" if is_picture else dtype
         sides = shape or (1,)
         self.shape = sides if len(sides) <= _MAX_AXES else (int(np.prod(sides)),)
 
-    def info(self) -> dict[str, Any]:
+    def info(self, fps: float) -> dict[str, Any]:
         """As info.json has it."""
         names = ["height", "width", "channels"] if self.is_picture else None
-        return {"dtype": self.dtype, "shape": list(self.shape), "names": names}
+        entry: dict[str, Any] = {"dtype": self.dtype, "shape": list(self.shape), "names": names}
+        return entry | {"info": video.describe(self.shape, fps)} if self.is_video else entry
 
     def hugging_face(self) -> dict[str, Any]:
         """As the schema's metadata have it."""
@@ -208,8 +212,11 @@ def _png(frame: np.ndarray) -> bytes:
 class _Layout:
     """Which feature holds which field."""
 
-    def __init__(self, task: TaskSpec, kinds: folders.StepColumns, reward_dtype: str, losses: LossLog) -> None:
+    def __init__(
+        self, task: TaskSpec, kinds: folders.StepColumns, reward_dtype: str, videos: bool, losses: LossLog
+    ) -> None:
         self.task = task
+        self._videos = videos
         instruction = task.observation_spec.get(INSTRUCTION)
         self.has_instruction = instruction is not None and instruction.modality == Modality.TEXT
         self.groups: dict[str, dict[str, _Column]] = {"observations": {}, "actions": {}, "step_columns": {}}
@@ -243,7 +250,12 @@ class _Layout:
             )
         # PNG has one to four channels.
         is_picture = spec.modality == Modality.IMAGE and spec.shape[2] in (1, 3, 4)
-        column = _Column(key, spec.dtype, spec.shape, is_picture=is_picture)
+        is_video = is_picture and self._videos and video.can_encode(spec.shape)
+        if is_video:
+            self.losses.add(f"{group}/{name}: pixels", "written as video (option images=video), which loses detail")
+        elif is_picture and self._videos:
+            self.losses.add(f"{group}/{name}: video", f"written as PNG: the codec does not take frames of {spec.shape}")
+        column = _Column(key, spec.dtype, spec.shape, is_picture=is_picture, is_video=is_video)
         self.groups[group][name] = column
         if "/" in name:
             self.losses.add("levels of names", f"'/' becomes '.'; names kept beside in {files.TASK_FILE}")
@@ -275,9 +287,10 @@ class _SetWriter:
         self._rows: list[dict[str, Any]] = []
         self._side: list[dict[str, Any]] = []
         self.num_frames = 0
-        features = {column.key: column.hugging_face() for column in layout.columns}
+        self._stored = [column for column in layout.columns if not column.is_video]
+        features = {column.key: column.hugging_face() for column in self._stored}
         metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-        self._schema = pa.schema([column.field() for column in layout.columns], metadata=metadata)
+        self._schema = pa.schema([column.field() for column in self._stored], metadata=metadata)
 
     def add(self, episode: Episode) -> None:
         """One episode: one row group."""
@@ -314,7 +327,10 @@ class _SetWriter:
             "index": np.arange(self.num_frames, self.num_frames + steps),
             "task_index": np.array(numbers, np.int64),
         }
-        arrays = [column.array(values[column.key]) for column in layout.columns]
+        arrays = [column.array(values[column.key]) for column in self._stored]
+        for column in layout.columns:
+            if column.is_video:
+                video.write_frames(self._video_path(column.key, index), np.asarray(values[column.key]), self._fps)
         writer = self._open_writer()
         writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=steps)
         stats = {
@@ -350,6 +366,11 @@ class _SetWriter:
         chunk, file = divmod(number, _CHUNK_FILES)
         return self._folder / files.DATA_FOLDER / f"chunk-{chunk:03d}" / f"file-{file:03d}.parquet"
 
+    def _video_path(self, key: str, index: int) -> Path:
+        """One video an episode, so that nothing is encoded twice."""
+        chunk, file = divmod(index, _CHUNK_FILES)
+        return self._folder / "videos" / key / f"chunk-{chunk:03d}" / f"file-{file:03d}.mp4"
+
     def _close(self) -> None:
         if self._writer is not None:
             self._writer.close()
@@ -365,10 +386,21 @@ class _SetWriter:
             "data/file_index": file,
             "dataset_from_index": self.num_frames,
             "dataset_to_index": self.num_frames + steps,
+            **self._video_facts(index, steps),
             **{f"stats/{key}/{name}": value.tolist() for key, own in stats.items() for name, value in own.items()},
             "meta/episodes/chunk_index": 0,
             "meta/episodes/file_index": 0,
         }
+
+    def _video_facts(self, index: int, steps: int) -> dict[str, Any]:
+        chunk, file = divmod(index, _CHUNK_FILES)
+        facts: dict[str, Any] = {}
+        for column in self._layout.columns:
+            if column.is_video:
+                prefix = f"videos/{column.key}"
+                facts |= {f"{prefix}/chunk_index": chunk, f"{prefix}/file_index": file}
+                facts |= {f"{prefix}/from_timestamp": 0.0, f"{prefix}/to_timestamp": steps / self._fps}
+        return facts
 
     def _side_row(self, index: int, episode: Episode, kept: list[str]) -> dict[str, Any]:
         own = {
@@ -394,7 +426,7 @@ class _SetWriter:
         info = {
             "codebase_version": files.VERSION,
             "fps": fps,
-            "features": {column.key: column.info() for column in self._layout.columns},
+            "features": {column.key: column.info(self._fps) for column in self._layout.columns},
             "total_episodes": len(self._rows),
             "total_frames": self.num_frames,
             "total_tasks": len(self._instructions),
@@ -402,7 +434,7 @@ class _SetWriter:
             "data_files_size_in_mb": _FILE_MB,
             "video_files_size_in_mb": 200,
             "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
-            "video_path": None,
+            "video_path": _VIDEO_PATH if any(column.is_video for column in self._layout.columns) else None,
             "robot_type": robot_type,
             "splits": {TRAIN: f"0:{len(self._rows)}"},
         }

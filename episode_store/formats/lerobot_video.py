@@ -1,7 +1,8 @@
-"""Frames of LeRobot's videos. Needs PyAV (extra video)."""
+"""Frames of LeRobot's videos, read and written. Needs PyAV (extra video)."""
 
 from __future__ import annotations
 
+import fractions
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ from episode_store.formats.folders import one_line
 from episode_store.formats.format import need
 
 _MAX_PIXELS = 1 << 26
+# As LeRobot writes them: AV1, a key frame every second frame, so that a random frame is soon decoded.
+CODEC, _PIXEL_FORMAT = "libsvtav1", "yuv420p"
+_OPTIONS = {"g": "2", "crf": "30", "preset": "12"}
+_MIN_SIDE = 64
 
 
 def check_decoder(keys: list[str], source: Path) -> None:
@@ -69,3 +74,43 @@ def read_frames(file: Path, start: float, count: int, fps: float, shape: tuple[i
     if filled < count:
         raise CorruptionError(f"{file.name}: ends {count - filled} frames before the episode does")
     return frames
+
+
+def can_encode(shape: tuple[int, ...]) -> bool:
+    """Whether the codec takes frames of this shape: colours, even sides, not too small."""
+    return len(shape) == 3 and shape[2] == 3 and min(shape[:2]) >= _MIN_SIDE and not any(side % 2 for side in shape[:2])
+
+
+def write_frames(file: Path, frames: np.ndarray, fps: float) -> None:
+    """Writes uint8 [count, height, width, 3] as an mp4. Detail is lost.
+
+    Raises:
+      UserError: PyAV is missing, or lacks the codec.
+    """
+    av: Any = need("av", "video", "encoding videos")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rate = fractions.Fraction(fps).limit_denominator(100_000)
+    try:
+        with av.open(str(file), "w") as container:
+            stream = container.add_stream(CODEC, rate=rate, options=_OPTIONS)
+            stream.height, stream.width = frames.shape[1:3]
+            stream.pix_fmt = _PIXEL_FORMAT
+            for pixels in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))
+            container.mux(stream.encode())
+    except (av.FFmpegError, ValueError) as error:
+        raise UserError(f"encoding videos with {CODEC}: {one_line(error)}") from None
+
+
+def describe(shape: tuple[int, ...], fps: float) -> dict[str, Any]:
+    """The facts of a video as info.json has them."""
+    return {
+        "video.height": shape[0],
+        "video.width": shape[1],
+        "video.channels": shape[2],
+        "video.codec": "av1",
+        "video.pix_fmt": _PIXEL_FORMAT,
+        "video.fps": fps,
+        "is_depth_map": False,
+        "has_audio": False,
+    }

@@ -510,8 +510,9 @@ def test_video_paths_stay_inside(tmp_path: Path, template: str) -> None:
         folder.video_file("cam", row)
 
 
-def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """import, export and doctor find the format out; a wrong option is one line."""
+    monkeypatch.setitem(sys.modules, "av", None)
     source = make_set(tmp_path / "toy")
     store, out = str(tmp_path / "store"), str(tmp_path / "out")
     assert main(["import", "--source", str(source), "--store", store, "--json"]) == 0
@@ -527,7 +528,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["doctor", "--source", str(tmp_path / "out/lerobot--toy-v0")]) == 0
     capsys.readouterr()
     for option, expected in (
-        ("images=video", "a video loses detail"),
+        ("images=video", "encoding videos needs the package av"),
         ("images=jpg", "option images 'jpg': expected png or video"),
         ("fps=-1", "option fps '-1': expected a positive number"),
         ("rate=3", "no option 'rate'"),

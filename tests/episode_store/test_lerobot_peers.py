@@ -99,6 +99,48 @@ def test_lerobot_reads_our_export(tmp_path: Path) -> None:
     assert only.num_frames == store.read(ids[2]).num_steps
 
 
+def test_lerobot_reads_our_videos(tmp_path: Path) -> None:
+    """Asked for, pictures become videos: LeRobot's frames are near ours, and our own import says what was lost."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    task = TaskSpec(
+        task_id="Cam-v0",
+        observation_spec={
+            "cam": ArraySpec(modality=Modality.IMAGE, shape=(64, 96, 3), dtype="uint8"),
+            "small": ArraySpec(modality=Modality.IMAGE, shape=(9, 7, 3), dtype="uint8"),
+        },
+        action_spec={"action": ArraySpec(modality=Modality.CONTINUOUS, shape=(2,))},
+    )
+    with EpisodeWriter(tmp_path / "store") as writer:
+        writer.add_task(task)
+        for steps in (7, 1, 12):
+            episode = random_episode(task, np.random.default_rng(steps), steps)
+            ramp = np.add.outer(np.arange(64) * 2, np.arange(96))[None, :, :, None] + np.array([0, 20, 40])
+            ramp = ramp + 4 * np.arange(steps + 1)[:, None, None, None]
+            episode.observations["cam"][:] = np.clip(ramp, 0, 255)  # type: ignore[index]
+            writer.add_episode(episode)
+    store = EpisodeStore.open(tmp_path / "store")
+    options = {"images": "video", "fps": "12.5"}
+    result = formats.export_task("lerobot", store, "Cam-v0", tmp_path / "out", options=options)
+    lost = {loss.what for loss in result.losses}
+    assert {"observations/cam: pixels", "observations/small: video"} <= lost
+    dataset = LeRobotDataset("our/videos", root=result.destination, video_backend="pyav")
+    frame = 0
+    for episode_id in store.table()["episode_id"].to_pylist():
+        episode = store.read(episode_id)
+        for step in range(episode.num_steps):
+            pixels = dataset[frame]["observation.cam"].numpy().transpose(1, 2, 0) * 255
+            assert np.abs(pixels - episode.observations["cam"][step]).mean() < 4
+            frame += 1
+    importer = formats.open_importer("lerobot", result.destination)
+    episodes = list(importer.episodes())
+    assert importer.findings() == []
+    assert [loss.what for loss in importer.losses()] == ["content hash"]
+    np.testing.assert_array_equal(
+        episodes[0].observations["small"], store.read(store.table()["episode_id"][0].as_py()).observations["small"]
+    )
+
+
 def test_our_statistics_are_lerobots(tmp_path: Path) -> None:
     """Shapes and values as LeRobot computes them for one episode; exact ones where it approximates quantiles."""
     from lerobot.datasets.compute_stats import get_feature_stats
