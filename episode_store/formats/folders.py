@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from episode_store import checked_json, files
 from episode_store.errors import CorruptionError, UserError
 from episode_store.formats.format import LossLog
@@ -19,6 +21,9 @@ from episode_store.task import TaskSpec
 # In every set we export: the task, and how fields were renamed. Other readers ignore it.
 TASK_FILE = "episode_store.json"
 _MAX_JSON_BYTES = 64 << 20
+
+# A row group that says it has more numbers is refused: runs of equal ones take no room in the file, but do in memory.
+_MAX_ROW_GROUP_NUMBERS = 1 << 29
 
 StepColumns = dict[str, tuple[str, tuple[int, ...]]]
 
@@ -82,6 +87,20 @@ def read_task(path: Path) -> tuple[TaskSpec | None, Mapping[str, Any]]:
         return TaskSpec.from_json(content["task"]), content
     except (KeyError, TypeError, ValueError, UserError) as error:
         raise CorruptionError(f"{path}: is not a task: {error}") from None
+
+
+def check_row_group(file: pq.ParquetFile, number: int) -> None:
+    """Checks that a row group of a stranger fits into memory before it is read.
+
+    Raises:
+      CorruptionError: it does not.
+    """
+    group = file.metadata.row_group(number)
+    values = sum(group.column(column).num_values for column in range(group.num_columns))
+    if not 0 <= values <= _MAX_ROW_GROUP_NUMBERS:
+        raise CorruptionError(
+            f"row group {number} says it has {values} values, expected at most {_MAX_ROW_GROUP_NUMBERS}"
+        )
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -6,7 +6,6 @@ names of fields stand in `meta/episode_store.*`, where other readers do not look
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from episode_store.formats import folders
 from episode_store.formats import lerobot_files as files
 from episode_store.formats import lerobot_video as video
 from episode_store.formats.format import ExportResult, LossLog, Progress, need
+from episode_store.formats.lerobot_columns import Column, to_bytes
 from episode_store.formats.lerobot_import import INSTRUCTION
 from episode_store.formats.lerobot_stats import RunningStats, Stats, episode_stats
 from episode_store.spec import ArraySpec, FieldValues, Modality
@@ -34,10 +34,7 @@ _FILE_MB = 100
 _CHUNK_FILES = 1000
 _DEFAULT_FPS = 30.0
 _VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
-# Hugging Face's array types go to five axes.
-_MAX_AXES = 5
 _BESIDE = "kept beside in meta/episode_store.parquet, which LeRobot does not read"
-_ARRAY_TYPE = "datasets.features.features.Array{}DExtensionType"
 
 
 def export_lerobot(
@@ -135,80 +132,6 @@ def _fps(task: TaskSpec, options: Mapping[str, str], losses: LossLog) -> float:
     return value
 
 
-class _Column:
-    """One feature: its entry in info.json, its Arrow type, its values."""
-
-    def __init__(
-        self, key: str, dtype: str, shape: tuple[int, ...], *, is_picture: bool = False, is_video: bool = False
-    ) -> None:
-        self.key = key
-        self.is_picture = is_picture
-        self.is_video = is_video
-        self.dtype = "string" if dtype == "str" else "video" if is_video else "image" if is_picture else dtype
-        sides = shape or (1,)
-        self.shape = sides if len(sides) <= _MAX_AXES else (int(np.prod(sides)),)
-
-    def info(self, fps: float) -> dict[str, Any]:
-        """As info.json has it."""
-        names = ["height", "width", "channels"] if self.is_picture else None
-        entry: dict[str, Any] = {"dtype": self.dtype, "shape": list(self.shape), "names": names}
-        return entry | {"info": video.describe(self.shape, fps)} if self.is_video else entry
-
-    def hugging_face(self) -> dict[str, Any]:
-        """As the schema's metadata have it."""
-        if self.is_picture:
-            return {"_type": "Image"}
-        if self.shape == (1,):
-            return {"dtype": self.dtype, "_type": "Value"}
-        if len(self.shape) == 1:
-            return {"feature": {"dtype": self.dtype, "_type": "Value"}, "length": self.shape[0], "_type": "List"}
-        return {"shape": list(self.shape), "dtype": self.dtype, "_type": f"Array{len(self.shape)}D"}
-
-    def field(self) -> pa.Field:
-        """The Arrow field, with the name of Hugging Face's type where it has one."""
-        if self.is_picture:
-            return pa.field(self.key, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
-        kind = pa.string() if self.dtype == "string" else pa.from_numpy_dtype(np.dtype(self.dtype))
-        if self.shape == (1,):
-            return pa.field(self.key, kind)
-        if len(self.shape) == 1:
-            return pa.field(self.key, pa.list_(kind, self.shape[0]))
-        for _ in self.shape:
-            kind = pa.list_(kind)
-        metadata = {
-            "ARROW:extension:name": _ARRAY_TYPE.format(len(self.shape)),
-            "ARROW:extension:metadata": json.dumps([list(self.shape), self.dtype]),
-        }
-        return pa.field(self.key, kind, metadata=metadata)
-
-    def array(self, values: FieldValues) -> pa.Array:
-        """The rows of one episode."""
-        if isinstance(values, list):
-            return pa.array(values, pa.string())
-        if self.is_picture:
-            data = pa.array([_png(frame) for frame in values], pa.binary())
-            return pa.StructArray.from_arrays(
-                [data, pa.nulls(len(values), pa.string())], fields=list(self.field().type)
-            )
-        flat = pa.array(np.ascontiguousarray(values).reshape(-1).astype(self.dtype, copy=False))
-        if self.shape == (1,):
-            return flat
-        if len(self.shape) == 1:
-            return pa.FixedSizeListArray.from_arrays(flat, self.shape[0])
-        rows = len(values) * int(np.prod(self.shape))
-        for side in reversed(self.shape):
-            rows //= side
-            flat = pa.ListArray.from_arrays(pa.array(np.arange(rows + 1, dtype=np.int32) * side), flat)
-        return flat
-
-
-def _png(frame: np.ndarray) -> bytes:
-    pillow = need("PIL.Image", "images", "encoding images")
-    buffer = io.BytesIO()
-    pillow.fromarray(frame[:, :, 0] if frame.shape[2] == 1 else frame).save(buffer, format="PNG", compress_level=3)
-    return buffer.getvalue()
-
-
 class _Layout:
     """Which feature holds which field."""
 
@@ -219,7 +142,7 @@ class _Layout:
         self._videos = videos
         instruction = task.observation_spec.get(INSTRUCTION)
         self.has_instruction = instruction is not None and instruction.modality == Modality.TEXT
-        self.groups: dict[str, dict[str, _Column]] = {"observations": {}, "actions": {}, "step_columns": {}}
+        self.groups: dict[str, dict[str, Column]] = {"observations": {}, "actions": {}, "step_columns": {}}
         self.losses = losses
         for name, spec in task.observation_spec.items():
             if not (name == INSTRUCTION and self.has_instruction):
@@ -230,9 +153,9 @@ class _Layout:
         for name, (dtype, shape) in kinds.items():
             spec = ArraySpec(modality=Modality.CONTINUOUS, dtype=dtype, shape=shape)
             self._add("step_columns", name, f"step.{name}", spec)
-        self.reward = _Column("next.reward", reward_dtype, ())
-        self.ends = [_Column("next.done", "bool", ()), _Column("next.truncated", "bool", ())]
-        self.bookkeeping = [_Column(key, dtype, ()) for key, dtype in files.BOOKKEEPING.items()]
+        self.reward = Column("next.reward", reward_dtype, ())
+        self.ends = [Column("next.done", "bool", ()), Column("next.truncated", "bool", ())]
+        self.bookkeeping = [Column(key, dtype, ()) for key, dtype in files.BOOKKEEPING.items()]
         columns = [column for group in self.groups.values() for column in group.values()]
         for column in (*columns, self.reward):
             if column.dtype == "float64":
@@ -255,7 +178,7 @@ class _Layout:
             self.losses.add(f"{group}/{name}: pixels", "written as video (option images=video), which loses detail")
         elif is_picture and self._videos:
             self.losses.add(f"{group}/{name}: video", f"written as PNG: the codec does not take frames of {spec.shape}")
-        column = _Column(key, spec.dtype, spec.shape, is_picture=is_picture, is_video=is_video)
+        column = Column(key, spec.dtype, spec.shape, is_picture=is_picture, is_video=is_video)
         self.groups[group][name] = column
         if "/" in name:
             self.losses.add("levels of names", f"'/' becomes '.'; names kept beside in {files.TASK_FILE}")
@@ -334,7 +257,7 @@ class _SetWriter:
         writer = self._open_writer()
         writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=steps)
         stats = {
-            column.key: episode_stats(_numbers(values[column.key], column), is_picture=column.is_picture)
+            column.key: episode_stats(column.numbers(values[column.key]), is_picture=column.is_picture)
             for column in layout.columns
             if column.dtype != "string"
         }
@@ -410,7 +333,7 @@ class _SetWriter:
             "content_hash": episode.content_hash(),
             "step_columns": kept,
         }
-        finals = {f"final/{name}": _bytes(values[-1]) for name, values in episode.observations.items()}
+        finals = {f"final/{name}": to_bytes(values[-1]) for name, values in episode.observations.items()}
         return {"episode_index": index, "own": json.dumps(own, sort_keys=True), **finals}
 
     def finish(self, robot_type: Any) -> None:
@@ -439,17 +362,6 @@ class _SetWriter:
             "splits": {TRAIN: f"0:{len(self._rows)}"},
         }
         folders.write_json(self._folder / files.INFO_FILE, info)
-
-
-def _numbers(values: FieldValues, column: _Column) -> np.ndarray:
-    array = np.asarray(values)
-    return array if column.is_picture else array.reshape(len(array), *column.shape)
-
-
-def _bytes(value: Any) -> bytes:
-    if isinstance(value, str):
-        return value.encode()
-    return np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<")).tobytes()
 
 
 def _instruction_table(instructions: Mapping[str, int]) -> pa.Table:

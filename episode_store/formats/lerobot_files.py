@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from episode_store.errors import CorruptionError, UserError
-from episode_store.formats.folders import one_line, read_json_object
+from episode_store.formats.folders import check_row_group, one_line, read_json_object
 from episode_store.formats.format import Finding
 
 INFO_FILE, STATS_FILE, TASKS_FILE = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
@@ -223,6 +223,8 @@ def _read_episodes(source: Path, findings: list[Finding]) -> dict[int, dict[str,
                 names = [name for name in reader.schema_arrow.names if not name.startswith("stats/")]
                 if reader.metadata.num_rows > _MAX_ROWS:
                     raise CorruptionError(f"{reader.metadata.num_rows} rows")
+                for number in range(reader.num_row_groups):
+                    check_row_group(reader, number)
                 rows = reader.read(columns=names).to_pylist()
         except (*DAMAGE, CorruptionError) as error:
             remedy = "the writer was killed before finalize(), or the copy is not whole; frames are read without it"
@@ -253,6 +255,8 @@ def read_table(file: Path, required: list[str]) -> pa.Table:
         for name in required:
             if name not in reader.schema_arrow.names:
                 raise CorruptionError(f"{file.name}: has no column {name}")
+        for number in range(reader.num_row_groups):
+            check_row_group(reader, number)
         return reader.read()
 
 
@@ -300,6 +304,7 @@ def _row_groups(file: Path, where: str, columns: list[str], findings: list[Findi
                 raise CorruptionError(f"has no column {', '.join(missing)}, which info.json declares")
             for number in range(reader.num_row_groups):
                 try:
+                    check_row_group(reader, number)
                     table = reader.read_row_group(number, columns=columns)
                     table.validate(full=True)
                     if table["episode_index"].null_count:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from episode_store.errors import CorruptionError, UserError
 from episode_store.formats import hdf5
-from episode_store.formats.folders import one_line, read_json_object
+from episode_store.formats.folders import check_row_group, one_line, read_json_object
 
 METADATA_FILE, HDF5_FILE = "metadata.json", "main_data.hdf5"
 DATA_FORMATS = ("hdf5", "arrow", "parquet")
@@ -324,6 +324,8 @@ class ArrowEpisodes:
         if self._format == "parquet":
             with pq.ParquetFile(part) as file:
                 _check_rows(file.metadata.num_rows)
+                for number in range(file.num_row_groups):
+                    check_row_group(file, number)
                 table = file.read()
         else:
             with pa.memory_map(str(part)) as source:

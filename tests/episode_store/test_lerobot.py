@@ -17,8 +17,8 @@ from PIL import Image
 
 from episode_store.cli import main
 from episode_store.errors import UserError
+from episode_store.formats import folders, transfer
 from episode_store.formats import format as formats
-from episode_store.formats import transfer
 from episode_store.formats.lerobot_files import open_folder
 from episode_store.formats.lerobot_stats import RunningStats, episode_stats
 from episode_store.spec import ArraySpec, Modality
@@ -473,6 +473,15 @@ def test_flips_in_our_own_export_are_told(tmp_path: Path) -> None:
         changed[start + offset] ^= 4
         file.write_bytes(changed)
         assert findings(result.destination) or findings(result.destination, "warning"), offset
+
+
+def test_a_file_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of equal numbers take no room on the disk: sizes are looked at before anything is read."""
+    source = make_set(tmp_path / "toy")
+    assert findings(source) == []
+    monkeypatch.setattr(folders, "_MAX_ROW_GROUP_NUMBERS", 60)
+    (first, *_) = findings(source)
+    assert "data/chunk-000/file-000.parquet row group 0: cannot be read: row group 0 says it has" in first
 
 
 def test_videos_without_a_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
