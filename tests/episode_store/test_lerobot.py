@@ -507,6 +507,37 @@ def test_videos_without_a_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "feature observation.depth" in {loss.what for loss in importer.losses()}
 
 
+def test_the_doctor_on_videos_and_statistics(tmp_path: Path) -> None:
+    """What metadata alone tell: a missing video, a rate that is not fps, statistics of another state or with NaN."""
+    features = FEATURES | {"observation.cam": _entry("video", 48, 64, 3)}
+    source = make_set(tmp_path / "toy", features=features)
+    file = source / "meta/episodes/chunk-000/file-000.parquet"
+    rows = pq.read_table(file).to_pylist()
+    for row in rows:
+        row |= {"videos/observation.cam/chunk_index": 0, "videos/observation.cam/file_index": 0}
+        row |= {"videos/observation.cam/from_timestamp": row["dataset_from_index"] / 25}
+        row |= {"videos/observation.cam/to_timestamp": row["dataset_to_index"] / 25}
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    stats = json.loads((source / "meta/stats.json").read_text())
+    stats["action"] |= {"count": [9], "mean": [float("nan")]}
+    (source / "meta/stats.json").write_text(json.dumps(stats))
+    errors, warnings = findings(source), findings(source, "warning")
+    for expected in (
+        "the video file-000.mp4 of observation.cam is missing",
+        "observation.cam has 1.6 frames of video at fps 10 for 4 frames of data",
+        "action: mean is not finite: frames with NaN or Inf",
+    ):
+        assert any(expected in error for error in errors), (expected, errors)
+    for expected in (
+        "action: of [9] frames, info.json says 15",
+        "has no min, max, mean and std of observation.cam",
+    ):
+        assert any(expected in warning for warning in warnings), (expected, warnings)
+    rows[1]["dataset_from_index"] -= 2
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    assert any("frames 2 to 9 for length 5, expected from 4: windows mix" in error for error in findings(source))
+
+
 @pytest.mark.parametrize("template", ["../../{video_key}.mp4", "/etc/{video_key}", "{video_key.__class__}/x.mp4"])
 def test_video_paths_stay_inside(tmp_path: Path, template: str) -> None:
     """A stranger's template cannot name files elsewhere, and is not run as a format string."""

@@ -181,6 +181,10 @@ def _features(picture: str) -> dict[str, Any]:
     }
 
 
+def _errors(source: Path) -> list[str]:
+    return [finding.describe() for finding in transfer.examine(source)[1] if finding.severity == "error"]
+
+
 @pytest.mark.parametrize("picture", ["image", "video"])
 def test_we_read_what_lerobot_wrote(tmp_path: Path, picture: str) -> None:
     """A set of its own writer, compared step by step with what was added."""
@@ -241,7 +245,14 @@ def test_we_read_what_lerobot_wrote(tmp_path: Path, picture: str) -> None:
     lost = {loss.what for loss in report.losses}
     assert {"final observation", "truncation"} <= lost
     assert ("images/cam: pixels" in lost) == (picture == "video")
-    assert [finding for finding in transfer.examine(source)[1] if finding.severity == "error"] == []
+    assert _errors(source) == []
+    if picture == "video":
+        (video,) = source.glob("videos/*/*/*.mp4")
+        data = video.read_bytes()
+        video.write_bytes(data[: len(data) // 2])
+        assert any("cannot be decoded" in error or "before the episode does" in error for error in _errors(source))
+        video.unlink()
+        assert any("the video is missing" in error for error in _errors(source))
 
 
 def test_a_set_goes_there_and_back(tmp_path: Path) -> None:

@@ -372,6 +372,20 @@ def test_flipped_bytes_never_crash(tmp_path: Path) -> None:
         transfer.examine(source, "minari")
 
 
+@pytest.mark.parametrize("name", ["minari", "robomimic"])
+def test_a_changed_number_in_our_own_export_is_told(tmp_path: Path, name: str) -> None:
+    """HDF5 does not notice it; the content hash that the export wrote does."""
+    _Contract().fill(tmp_path / "store")
+    result = formats.export_task(name, EpisodeStore.open(tmp_path / "store"), "Robot-v1", tmp_path / "out")
+    minari = name == "minari"
+    path = result.destination / "data/main_data.hdf5" if minari else result.destination
+    with h5py.File(path, "a") as file:
+        file["episode_2/rewards" if minari else "data/demo_2/rewards"][0] += 1e-9
+    assert findings(result.destination) == []
+    (warning,) = findings(result.destination, "warning")
+    assert "content hash (1): differs from the exported episode's" in warning
+
+
 def test_spaces_of_strangers() -> None:
     """What cannot be a space is one line, and sizes are not believed."""
     box = {"type": "Box", "dtype": "uint8", "shape": [84, 84, 1], "low": 0, "high": 255}
