@@ -5,10 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/lock.txt
 STAMP := $(VENV)/.installed-$(shell cksum $(LOCK) pyproject.toml | cksum | cut -d' ' -f1)
+PEERS := .venv-peers
+PEERS_STAMP := $(PEERS)/.installed-$(shell cksum requirements/peers.txt | cut -d' ' -f1)
 export SDL_VIDEODRIVER ?= dummy
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo test test-slow lint benchmarks clean setup
+.PHONY: help demo test test-slow test-peers lint benchmarks clean setup
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +36,32 @@ test: $(STAMP)  ## the checks and the fast tests, in five minutes
 
 test-slow: $(STAMP)  ## the slow tests
 	@$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+
+$(PEERS_STAMP): requirements/peers.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "Python 3.11 to 3.13 is needed; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	@test -x $(PEERS)/bin/python && $(PEERS)/bin/python -m pip --version >/dev/null 2>&1 || { rm -rf $(PEERS); $(PYTHON) -m venv $(PEERS); }
+	@echo "installing the peers' packages into $(PEERS) (once, several minutes, 3 GB)"
+	@$(PEERS)/bin/python -m pip install -q --disable-pip-version-check -r requirements/peers.txt
+	@rm -f $(PEERS)/.installed-* && touch $@
+
+# LeRobot wants Python 3.12 and its own PyTorch: an environment of its own.
+LEROBOT := .venv-peers-lerobot
+LEROBOT_PYTHON ?= $(shell for python in $(PYTHON) python3.12 python3.13 $(HOME)/.pyenv/versions/3.12*/bin/python; do \
+  $$python -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$python && break; done)
+LEROBOT_STAMP := $(LEROBOT)/.installed-$(shell cksum requirements/peers-lerobot.txt | cut -d' ' -f1)
+$(LEROBOT_STAMP): requirements/peers-lerobot.txt
+	@test -n "$(LEROBOT_PYTHON)" \
+	  || { echo "LeRobot needs Python 3.12 or newer; try: make LEROBOT_PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	@test -x $(LEROBOT)/bin/python && $(LEROBOT)/bin/python -m pip --version >/dev/null 2>&1 \
+	  || { rm -rf $(LEROBOT); $(LEROBOT_PYTHON) -m venv $(LEROBOT); }
+	@echo "installing LeRobot into $(LEROBOT) (once, several minutes, 6 GB)"
+	@$(LEROBOT)/bin/python -m pip install -q --disable-pip-version-check -r requirements/peers-lerobot.txt
+	@rm -f $(LEROBOT)/.installed-* && touch $@
+
+test-peers: $(PEERS_STAMP) $(LEROBOT_STAMP)  ## the peers' own packages read our exports, and we read what they write
+	@$(PEERS)/bin/python -m pytest -m peers $(wildcard tests/*/test_*_peers.py) $(PYTEST_FLAGS)
+	@$(LEROBOT)/bin/python -m pytest -m peers_lerobot $(wildcard tests/*/test_lerobot_peers.py) $(PYTEST_FLAGS)
 
 lint: $(STAMP)  ## ruff, mypy, the layers
 	@$(BIN)/ruff check .

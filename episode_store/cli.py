@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from episode_store import cli_versions, command_line, layout, versions
+from episode_store import cli_formats, cli_versions, command_line, layout, versions
 from episode_store.command_line import CommandLine
 from episode_store.episode import Episode
 from episode_store.spec import FieldValues
@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _show_verb(program)
     _verify_verb(program)
     cli_versions.add_verbs(program)
+    cli_formats.add_verbs(program)
     return program.main(arguments)
 
 

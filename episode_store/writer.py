@@ -74,6 +74,11 @@ class EpisodeWriter:
         self._tasks = dict(store.tasks)
         self._known = IdSet(store.index.halves)
 
+    @property
+    def num_known(self) -> int:
+        """Episodes in the store as far as this writer knows: those it found, and its own."""
+        return len(self._known)
+
     def add_task(self, task: TaskSpec) -> None:
         """Adds a task; the same one again is no change.
 

@@ -1,0 +1,1 @@
+"""Foreign formats, one module each; format.py has what they share."""

@@ -1,0 +1,91 @@
+"""HDF5 files of strangers: opened so that nothing outside the file is read and no size is believed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from episode_store.errors import CorruptionError, UserError
+from episode_store.formats.format import need
+
+_MAGIC = b"\x89HDF\r\n\x1a\n"
+# No filter of HDF5 packs more tightly than deflate's 1032:1; a dataset that claims more is made of nothing.
+_MAX_RATIO = 1100
+_MAX_DEPTH = 16
+# What h5py raises for files that were cut or changed.
+DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError)
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether the file begins like HDF5."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
+
+
+def open_file(path: Path) -> Any:
+    """An `h5py.File`, read-only.
+
+    Raises:
+      UserError: h5py is missing, or the file cannot be opened.
+    """
+    h5py = need("h5py", "hdf5", "reading HDF5 files")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened as HDF5: {' '.join(str(error).split())[:200]}") from None
+
+
+def datasets(group: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """All datasets below a group as (path joined with '/', dataset), each checked.
+
+    Raises:
+      CorruptionError: a link that leaves the file, or a size that the file cannot hold.
+    """
+    h5py = need("h5py", "hdf5", "reading HDF5 files")
+    if depth > _MAX_DEPTH:
+        raise CorruptionError(f"{group.file.filename}: {prefix}: nested more than {_MAX_DEPTH} deep")
+    for name in sorted(group):
+        path = f"{prefix}{name}"
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise CorruptionError(
+                f"{group.file.filename}: {path}: a link, which may lead out of the file; not followed"
+            )
+        try:
+            item = group[name]
+        except DAMAGE as error:
+            raise CorruptionError(f"{group.file.filename}: {path}: {' '.join(str(error).split())[:200]}") from None
+        if isinstance(item, h5py.Group):
+            yield from datasets(item, f"{path}/", depth + 1)
+        elif isinstance(item, h5py.Dataset):
+            check_dataset(item, path)
+            yield path, item
+
+
+def subgroup(group: Any, name: str) -> Any:
+    """A group inside another one.
+
+    Raises:
+      CorruptionError: there is none, or it is reached by a link that may leave the file.
+    """
+    h5py = need("h5py", "hdf5", "reading HDF5 files")
+    link = group.get(name, getlink=True)
+    if not isinstance(link, h5py.HardLink) or not isinstance(group[name], h5py.Group):
+        raise CorruptionError(f"{group.file.filename}: {name}: expected a group inside the file")
+    return group[name]
+
+
+def check_dataset(dataset: Any, path: str) -> None:
+    """Checks that a dataset lies in its file and is not larger than the file can hold.
+
+    Raises:
+      CorruptionError: it does not, or is.
+    """
+    file = dataset.file.filename
+    if dataset.is_virtual or dataset.external:
+        raise CorruptionError(f"{file}: {path}: its data lies in other files; not followed")
+    limit = _MAX_RATIO * Path(file).stat().st_size
+    if dataset.size and dataset.dtype.itemsize * dataset.size > limit:
+        raise CorruptionError(f"{file}: {path}: shape {dataset.shape} is more than the file can hold")
