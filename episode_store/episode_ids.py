@@ -128,6 +128,9 @@ class IdSet:
     def __contains__(self, episode_id: str) -> bool:
         return bytes.fromhex(episode_id) in self._recent or self._sorted.find(episode_id) is not None
 
+    def __len__(self) -> int:
+        return len(self._halves) + len(self._recent)
+
     def add(self, episode_id: str) -> None:
         """Adds one."""
         self._recent.add(bytes.fromhex(episode_id))
