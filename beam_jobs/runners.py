@@ -19,7 +19,13 @@ from pathlib import Path
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.portability import python_urns
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
+    BeamFnControlServicer,
+    SubprocessSdkWorkerHandler,
+    WorkerHandler,
+)
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from episode_store.errors import UserError
@@ -32,6 +38,19 @@ _GRACE_SECONDS = 5.0
 _USER_ERROR = re.compile(
     r"\b(?:UserError|EpisodeError|StoreError|CorruptionError): ([^\n]+?)(?: \[while running|\\n|\n|$)"
 )
+
+
+@WorkerHandler.register_environment(python_urns.SUBPROCESS_SDK, bytes)
+class _WorkerProcess(SubprocessSdkWorkerHandler):
+    """Beam's own, but a process that connects only after the job has ended is told so.
+
+    Beam tells those that are connected, and then waits for all of them: for ever, when one was still starting.
+    """
+
+    def stop_worker(self) -> None:
+        """Waits for the process to end."""
+        self.control_conn.push(BeamFnControlServicer._DONE_MARKER)
+        super().stop_worker()
 
 
 def pipeline_flags(beam_flags: Sequence[str], workers: int) -> list[str]:

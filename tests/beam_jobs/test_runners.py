@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +97,24 @@ def test_errors_of_worker_processes_arrive_as_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         _run(fail, tmp_path, workers=2)
     assert str(caught.value) == "episode 12: a byte was changed"
+
+
+def test_a_worker_process_that_comes_late_does_not_hold_up_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    # One of the processes comes when the job is over.
+    python.write_text(f'#!/bin/sh\nmkdir {tmp_path}/first 2>/dev/null && sleep 6\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(runners.sys, "executable", str(python))
+
+    def fail(_: int) -> int:
+        from episode_store.errors import CorruptionError
+
+        raise CorruptionError("episode 12: a byte was changed")
+
+    with pytest.raises(UserError, match="a byte was changed"):
+        _run(fail, tmp_path, workers=2, timeout=40)
 
 
 def test_a_killed_worker_process_ends_the_job(tmp_path: Path) -> None:
