@@ -148,3 +148,17 @@ def test_cut_files_are_told(tmp_path: Path) -> None:
         source.write_bytes(data[:size])
         _, findings = transfer.examine(source, "d4rl")
         assert findings[0].severity == "error"
+
+
+def test_changed_bytes_never_crash(tmp_path: Path) -> None:
+    """An error or, since HDF5 need not have checksums, nothing; the doctor says so."""
+    source = write(tmp_path / "x.hdf5", arrays())
+    good = source.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        changed = bytearray(good)
+        place = int(rng.integers(len(changed)))
+        changed[place : place + 4] = rng.bytes(4)
+        source.write_bytes(changed)
+        _, findings = transfer.examine(source, "d4rl")
+        assert "a changed bit may go unnoticed" in findings[-1].what
