@@ -85,6 +85,7 @@ class D4rlImporter:
                 tags=("imported:d4rl",),
             )
             self._has_timeouts = "timeouts" in arrays
+            self._unread = [path for path in arrays if path.startswith("metadata/") and not hdf5.is_fixed(arrays[path])]
 
     def tasks(self) -> list[TaskSpec]:
         """The one task of the file."""
@@ -107,6 +108,7 @@ class D4rlImporter:
         self._losses, self._findings = LossLog(), []
         add = self._losses.add
         add("bounds, seed, agent, environment", "the file has no place for them: unbounded, or left empty")
+        add("metadata", "texts of variable length are not read: in a damaged file they hang HDF5", len(self._unread))
         if not self._has_timeouts:
             add("timeouts", "the file has none: episodes end at terminals only")
         with hdf5.open_file(self._path) as file:
@@ -202,14 +204,16 @@ def _spec(dataset: Any) -> ArraySpec:
 
 
 def _metadata(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The short facts of the file's metadata group."""
+    """The short facts of the file's metadata group; without those of variable length, see `hdf5.is_fixed`."""
     facts: dict[str, Any] = {}
     for path, dataset in arrays.items():
-        if path.startswith("metadata/") and not dataset.ndim and dataset.dtype.itemsize <= _MAX_METADATA_BYTES:
+        if path.startswith("metadata/") and not dataset.ndim and hdf5.is_fixed(dataset):
+            if dataset.dtype.itemsize > _MAX_METADATA_BYTES:
+                continue
             try:
                 value = dataset[()]
             except hdf5.DAMAGE:
                 continue
             text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-            facts[path.removeprefix("metadata/")] = text[:_MAX_METADATA_BYTES]
+            facts[path.removeprefix("metadata/")] = text
     return facts

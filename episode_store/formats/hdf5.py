@@ -80,6 +80,12 @@ def _damaged(group: Any, path: str, error: Exception) -> CorruptionError:
     return CorruptionError(f"{group.file.filename}: {path}: {' '.join(str(error).split())[:200]}")
 
 
+def is_fixed(dataset: Any) -> bool:
+    """Whether every element has the same size. Reading elements of variable length from a damaged file can make the
+    HDF5 library run for ever and take memory without end, which nothing in this process could stop."""
+    return bool(dataset.dtype.kind in "biufSV" and not dataset.dtype.hasobject)
+
+
 def check_dataset(dataset: Any, path: str) -> None:
     """Checks that a dataset lies in its file and is not larger than the file can hold.
 

@@ -24,7 +24,8 @@ def arrays() -> dict[str, Any]:
         "terminals": np.array([0, 0, 1, 0, 0, 0, 0], bool),
         "timeouts": np.array([0, 0, 0, 0, 1, 0, 0], bool),
         "infos/qpos": np.arange(7, dtype=np.float64),
-        "metadata/algorithm": b"SAC",
+        "metadata/algorithm": np.bytes_(b"SAC"),
+        "metadata/note": "of variable length",
     }
 
 
@@ -58,6 +59,7 @@ def test_flat_rows_become_episodes(tmp_path: Path) -> None:
     assert episodes[1].metadata.environment_config["source"] == "hopper-medium-v2.hdf5 rows 3 to 4"
     assert {loss.what: loss.count for loss in report.losses} == {
         "bounds, seed, agent, environment": 1,
+        "metadata": 1,
         "final observation": 3,
         "end of the last episode": 1,
     }
@@ -73,6 +75,7 @@ def test_next_observations_give_the_final_one(tmp_path: Path) -> None:
     assert [episode.num_steps for episode in episodes] == [3, 4]
     assert {loss.what for loss in report.losses} == {
         "bounds, seed, agent, environment",
+        "metadata",
         "timeouts",
         "end of the last episode",
     }
