@@ -34,6 +34,7 @@ _OBSERVATIONS = {f"{kind}_observations": kind for kind in ("text", "image", "dis
 _ACTIONS = {f"{kind}_actions": kind for kind in ("discrete", "continuous")}
 _FILE = re.compile(r"(?P<split>[A-Za-z0-9_]+)-(?P<index>\d+)-of-(?P<count>\d+)(?:-[0-9a-f]+)?\.parquet")
 _EPISODES_AT_ONCE = 4
+_MAX_CHOICES = 1 << 31
 # A changed byte in the footer also shows as names that are not UTF-8, a ValueError.
 _DAMAGE = (pa.ArrowException, OSError, EOFError, ValueError)
 
@@ -216,6 +217,8 @@ class JatImporter:
         if kind == "continuous":
             return ArraySpec(modality=Modality.CONTINUOUS, shape=array.shape[1:], dtype="float32")
         low, high = _range(files, column)
+        if high - low >= _MAX_CHOICES:
+            raise CorruptionError(f"source {files[0].parent}: {column}: values from {low} to {high} are no choices")
         start = (float(low),) * int(np.prod(array.shape[1:])) if low < 0 else ()
         return ArraySpec(
             modality=Modality.DISCRETE,

@@ -123,6 +123,12 @@ def test_damaged_rows_and_files_are_named(tmp_path: Path) -> None:
     assert len(where) == 4
 
 
+def test_numbers_that_are_no_choices(tmp_path: Path) -> None:
+    row = {"continuous_observations": [[1.0]], "discrete_actions": [2**63 - 1], "rewards": [1.0]}
+    with pytest.raises(UserError, match="discrete_actions: values from 0 to 9223372036854775807 are no choices"):
+        formats.open_importer("jat", write(tmp_path / "toy", [row]))
+
+
 def test_one_task_id_for_many_tasks_is_a_mistake(tmp_path: Path) -> None:
     row = {"continuous_observations": [[1.0]], "discrete_actions": [2], "rewards": [1.0]}
     for name in ("a", "b"):
