@@ -32,8 +32,11 @@ def detect(source: Path) -> bool:
     """Whether the file is HDF5 with the arrays of D4RL at its top."""
     if not hdf5.is_hdf5(source):
         return False
-    with hdf5.open_file(source) as file:
-        return all(name in file for name in _REQUIRED)
+    try:
+        with hdf5.open_file(source) as file:
+            return all(name in file for name in _REQUIRED)
+    except hdf5.DAMAGE:
+        return False
 
 
 def open_importer(source: Path, *, task_id: str | None = None, options: Mapping[str, str]) -> Importer:
@@ -43,7 +46,9 @@ def open_importer(source: Path, *, task_id: str | None = None, options: Mapping[
 
 def doctor(source: Path) -> list[Finding]:
     """Reads the whole file and holds every episode against the contract."""
-    return examine_importer(lambda: D4rlImporter(source, task_id=None), source)
+    found = examine_importer(lambda: D4rlImporter(source, task_id=None), source)
+    what = "HDF5 has no checksums unless its writer asked for them: a changed bit may go unnoticed"
+    return [*found, Finding(severity="note", where=str(source), what=what)]
 
 
 class D4rlImporter:
@@ -80,6 +85,7 @@ class D4rlImporter:
                 tags=("imported:d4rl",),
             )
             self._has_timeouts = "timeouts" in arrays
+            self._unread = [path for path in arrays if path.startswith("metadata/") and not hdf5.is_fixed(arrays[path])]
 
     def tasks(self) -> list[TaskSpec]:
         """The one task of the file."""
@@ -102,6 +108,7 @@ class D4rlImporter:
         self._losses, self._findings = LossLog(), []
         add = self._losses.add
         add("bounds, seed, agent, environment", "the file has no place for them: unbounded, or left empty")
+        add("metadata", "texts of variable length are not read: in a damaged file they hang HDF5", len(self._unread))
         if not self._has_timeouts:
             add("timeouts", "the file has none: episodes end at terminals only")
         with hdf5.open_file(self._path) as file:
@@ -197,14 +204,16 @@ def _spec(dataset: Any) -> ArraySpec:
 
 
 def _metadata(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The short facts of the file's metadata group."""
+    """The short facts of the file's metadata group; without those of variable length, see `hdf5.is_fixed`."""
     facts: dict[str, Any] = {}
     for path, dataset in arrays.items():
-        if path.startswith("metadata/") and not dataset.ndim and dataset.dtype.itemsize <= _MAX_METADATA_BYTES:
+        if path.startswith("metadata/") and not dataset.ndim and hdf5.is_fixed(dataset):
+            if dataset.dtype.itemsize > _MAX_METADATA_BYTES:
+                continue
             try:
                 value = dataset[()]
             except hdf5.DAMAGE:
                 continue
             text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-            facts[path.removeprefix("metadata/")] = text[:_MAX_METADATA_BYTES]
+            facts[path.removeprefix("metadata/")] = text
     return facts

@@ -47,20 +47,25 @@ def datasets(group: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str
     h5py = need("h5py", "hdf5", "reading HDF5 files")
     if depth > _MAX_DEPTH:
         raise CorruptionError(f"{group.file.filename}: {prefix}: nested more than {_MAX_DEPTH} deep")
-    for name in sorted(group):
+    for name in _names(group, prefix):
         path = f"{prefix}{name}"
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        try:
+            link, item = group.get(name, getlink=True), None
+            if isinstance(link, h5py.HardLink):
+                item = group[name]
+        except DAMAGE as error:
+            raise _damaged(group, path, error) from None
+        if item is None:
             raise CorruptionError(
                 f"{group.file.filename}: {path}: a link, which may lead out of the file; not followed"
             )
-        try:
-            item = group[name]
-        except DAMAGE as error:
-            raise CorruptionError(f"{group.file.filename}: {path}: {' '.join(str(error).split())[:200]}") from None
         if isinstance(item, h5py.Group):
             yield from datasets(item, f"{path}/", depth + 1)
         elif isinstance(item, h5py.Dataset):
-            check_dataset(item, path)
+            try:
+                check_dataset(item, path)
+            except DAMAGE as error:
+                raise _damaged(group, path, error) from None
             yield path, item
 
 
@@ -75,6 +80,23 @@ def subgroup(group: Any, name: str) -> Any:
     if not isinstance(link, h5py.HardLink) or not isinstance(group[name], h5py.Group):
         raise CorruptionError(f"{group.file.filename}: {name}: expected a group inside the file")
     return group[name]
+
+
+def _names(group: Any, prefix: str) -> list[str]:
+    try:
+        return sorted(group)
+    except DAMAGE as error:
+        raise _damaged(group, prefix, error) from None
+
+
+def _damaged(group: Any, path: str, error: Exception) -> CorruptionError:
+    return CorruptionError(f"{group.file.filename}: {path}: {' '.join(str(error).split())[:200]}")
+
+
+def is_fixed(dataset: Any) -> bool:
+    """Whether every element has the same size. Reading elements of variable length from a damaged file can make the
+    HDF5 library run for ever and take memory without end, which nothing in this process could stop."""
+    return bool(dataset.dtype.kind in "biufSV" and not dataset.dtype.hasobject)
 
 
 def check_dataset(dataset: Any, path: str) -> None:

@@ -34,7 +34,9 @@ _OBSERVATIONS = {f"{kind}_observations": kind for kind in ("text", "image", "dis
 _ACTIONS = {f"{kind}_actions": kind for kind in ("discrete", "continuous")}
 _FILE = re.compile(r"(?P<split>[A-Za-z0-9_]+)-(?P<index>\d+)-of-(?P<count>\d+)(?:-[0-9a-f]+)?\.parquet")
 _EPISODES_AT_ONCE = 4
-_DAMAGE = (pa.ArrowException, OSError, EOFError)
+_MAX_CHOICES = 1 << 31
+# A changed byte in the footer also shows as names that are not UTF-8, a ValueError.
+_DAMAGE = (pa.ArrowException, OSError, EOFError, ValueError)
 
 
 def detect(source: Path) -> bool:
@@ -49,7 +51,9 @@ def open_importer(source: Path, *, task_id: str | None = None, options: Mapping[
 
 def doctor(source: Path) -> list[Finding]:
     """Reads every file and holds every episode against the contract."""
-    return examine_importer(lambda: JatImporter(source, task_id=None), source)
+    found = examine_importer(lambda: JatImporter(source, task_id=None), source)
+    what = "Parquet has no checksums unless its writer asked for them: a changed bit may go unnoticed"
+    return [*found, Finding(severity="note", where=str(source), what=what)]
 
 
 def _folders(source: Path) -> dict[Path, list[Path]]:
@@ -96,7 +100,11 @@ class JatImporter:
                 what = "no actions and rewards: a corpus, not episodes; left out"
                 self._opening.append(Finding(severity="warning", where=folder.name, what=what))
                 continue
-            self._tasks.append(_Task(spec=self._make_task(folder, files, task_id), files=files))
+            try:
+                spec = self._make_task(folder, files, task_id)
+            except (ValueError, TypeError) as error:
+                raise UserError(f"source {folder}: its columns are not JAT's: {error}") from None
+            self._tasks.append(_Task(spec=spec, files=files))
         if not self._tasks:
             raise UserError(
                 f"source {source}: no Parquet files with actions and rewards, named like train-00000-of-00001.parquet"
@@ -194,7 +202,7 @@ class JatImporter:
                     for batch in table.iter_batches(batch_size=1, columns=names):
                         row = {name: batch.column(name)[0] for name in names}
                         # The full set has all columns in every folder, with null where a task has no such thing.
-                        return {name: value for name, value in row.items() if value.is_valid and len(value)}
+                        return {name: value for name, value in row.items() if value.is_valid and len(_items(value))}
             except _DAMAGE:
                 continue
         raise UserError(f"source {folder}: no row can be read")
@@ -203,12 +211,14 @@ class JatImporter:
         if kind == "text":
             return ArraySpec(modality=Modality.TEXT, dtype="str")
         if kind == "image":
-            image = _images(value.values[:1], None)
+            image = _images(_items(value)[:1], None)
             return ArraySpec(modality=Modality.IMAGE, shape=image.shape[1:], dtype="uint8")
         array = _numbers(value, np.float32 if kind == "continuous" else np.int64)
         if kind == "continuous":
             return ArraySpec(modality=Modality.CONTINUOUS, shape=array.shape[1:], dtype="float32")
         low, high = _range(files, column)
+        if high - low >= _MAX_CHOICES:
+            raise CorruptionError(f"source {files[0].parent}: {column}: values from {low} to {high} are no choices")
         start = (float(low),) * int(np.prod(array.shape[1:])) if low < 0 else ()
         return ArraySpec(
             modality=Modality.DISCRETE,
@@ -274,15 +284,31 @@ def _values(value: Any, spec: ArraySpec) -> FieldValues:
     if not value.is_valid:
         raise CorruptionError("a column is null")
     if spec.modality == Modality.TEXT:
-        return [text or "" for text in value.as_py()]
+        return [text or "" for text in _items(value).to_pylist()]
     if spec.modality == Modality.IMAGE:
-        return _images(value.values, spec.shape)
+        return _images(_items(value), spec.shape)
     return _numbers(value, np.dtype(spec.dtype))
+
+
+def _items(value: Any) -> pa.Array:
+    """The steps of one cell.
+
+    Raises:
+      CorruptionError: it is not a list.
+    """
+    if not isinstance(value, pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar):
+        raise CorruptionError(f"expected a list of steps, got {value.type}")
+    return value.values
 
 
 def _images(values: pa.Array, shape: tuple[int, ...] | None) -> np.ndarray:
     """uint8 [T, height, width, channels] of encoded files, bare or as {bytes, path} structs."""
-    files = values.field("bytes") if pa.types.is_struct(values.type) else values
+    is_struct = pa.types.is_struct(values.type)
+    if is_struct and values.type.get_field_index("bytes") < 0:
+        raise CorruptionError(f"expected images as bytes, got {values.type}")
+    files = values.field("bytes") if is_struct else values
+    if not (pa.types.is_binary(files.type) or pa.types.is_large_binary(files.type)):
+        raise CorruptionError(f"expected images as bytes, got {files.type}")
     if files.null_count:
         raise CorruptionError("an image is missing (only its path is given)")
     leaf = Leaf(path=("image",), key="image", kind="image", dtype="uint8", shape=shape or (None, None, None))
@@ -291,7 +317,7 @@ def _images(values: pa.Array, shape: tuple[int, ...] | None) -> np.ndarray:
 
 def _numbers(value: Any, dtype: Any) -> np.ndarray:
     """[T] or [T, n] of a list, or of a list of lists of one length."""
-    values = value.values
+    values = _items(value)
     if not pa.types.is_nested(values.type):
         return np.asarray(values.to_numpy(zero_copy_only=False), dtype)
     lengths = pc.list_value_length(values).to_numpy(zero_copy_only=False)
@@ -313,7 +339,7 @@ def _range(files: Sequence[Path], column: str) -> tuple[int, int]:
                     values = batch.column(0)
                     while pa.types.is_nested(values.type):
                         values = values.flatten()
-                    if len(values) - values.null_count:
+                    if pa.types.is_integer(values.type) and len(values) - values.null_count:
                         least, most = pc.min_max(values).as_py().values()
                         low, high = min(low, least), max(high, most)
         except _DAMAGE:

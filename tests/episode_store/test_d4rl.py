@@ -24,7 +24,8 @@ def arrays() -> dict[str, Any]:
         "terminals": np.array([0, 0, 1, 0, 0, 0, 0], bool),
         "timeouts": np.array([0, 0, 0, 0, 1, 0, 0], bool),
         "infos/qpos": np.arange(7, dtype=np.float64),
-        "metadata/algorithm": b"SAC",
+        "metadata/algorithm": np.bytes_(b"SAC"),
+        "metadata/note": "of variable length",
     }
 
 
@@ -58,6 +59,7 @@ def test_flat_rows_become_episodes(tmp_path: Path) -> None:
     assert episodes[1].metadata.environment_config["source"] == "hopper-medium-v2.hdf5 rows 3 to 4"
     assert {loss.what: loss.count for loss in report.losses} == {
         "bounds, seed, agent, environment": 1,
+        "metadata": 1,
         "final observation": 3,
         "end of the last episode": 1,
     }
@@ -73,6 +75,7 @@ def test_next_observations_give_the_final_one(tmp_path: Path) -> None:
     assert [episode.num_steps for episode in episodes] == [3, 4]
     assert {loss.what for loss in report.losses} == {
         "bounds, seed, agent, environment",
+        "metadata",
         "timeouts",
         "end of the last episode",
     }
@@ -148,3 +151,17 @@ def test_cut_files_are_told(tmp_path: Path) -> None:
         source.write_bytes(data[:size])
         _, findings = transfer.examine(source, "d4rl")
         assert findings[0].severity == "error"
+
+
+def test_changed_bytes_never_crash(tmp_path: Path) -> None:
+    """An error or, since HDF5 need not have checksums, nothing; the doctor says so."""
+    source = write(tmp_path / "x.hdf5", arrays())
+    good = source.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        changed = bytearray(good)
+        place = int(rng.integers(len(changed)))
+        changed[place : place + 4] = rng.bytes(4)
+        source.write_bytes(changed)
+        _, findings = transfer.examine(source, "d4rl")
+        assert "a changed bit may go unnoticed" in findings[-1].what

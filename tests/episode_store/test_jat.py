@@ -123,6 +123,12 @@ def test_damaged_rows_and_files_are_named(tmp_path: Path) -> None:
     assert len(where) == 4
 
 
+def test_numbers_that_are_no_choices(tmp_path: Path) -> None:
+    row = {"continuous_observations": [[1.0]], "discrete_actions": [2**63 - 1], "rewards": [1.0]}
+    with pytest.raises(UserError, match="discrete_actions: values from 0 to 9223372036854775807 are no choices"):
+        formats.open_importer("jat", write(tmp_path / "toy", [row]))
+
+
 def test_one_task_id_for_many_tasks_is_a_mistake(tmp_path: Path) -> None:
     row = {"continuous_observations": [[1.0]], "discrete_actions": [2], "rewards": [1.0]}
     for name in ("a", "b"):
@@ -132,3 +138,23 @@ def test_one_task_id_for_many_tasks_is_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="no Parquet files with actions and rewards"):
         formats.open_importer("jat", tmp_path / "none")
+
+
+def test_changed_bytes_never_crash(tmp_path: Path) -> None:
+    """An error or, since Parquet need not have checksums, nothing; the doctor says so."""
+    row = {
+        "image_observations": [png(np.zeros((4, 5, 3), np.uint8))] * 2,
+        "discrete_actions": [1, 0],
+        "rewards": [1.0, 2],
+    }
+    folder = write(tmp_path / "toy", [row])
+    (file,) = folder.iterdir()
+    good = file.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        changed = bytearray(good)
+        place = int(rng.integers(len(changed)))
+        changed[place : place + 4] = rng.bytes(4)
+        file.write_bytes(changed)
+        _, findings = transfer.examine(folder, "jat")
+        assert "a changed bit may go unnoticed" in findings[-1].what

@@ -551,6 +551,24 @@ def test_a_cut_between_records_and_a_lost_shard_are_noticed(robots: Path) -> Non
     ]
 
 
+def test_no_changed_bit_of_a_shard_goes_unnoticed(robots: Path, tmp_path: Path) -> None:
+    """Nor does any changed byte of the other files crash, hang or leave the folder."""
+    rng = np.random.default_rng(0)
+    for file in sorted(robots.iterdir()):
+        good = file.read_bytes()
+        for _ in range(60):
+            changed = bytearray(good)
+            changed[rng.integers(len(changed))] ^= 1 << rng.integers(8)
+            file.write_bytes(changed)
+            found = errors(robots)
+            assert found or file.suffix == ".json"
+        for size in rng.integers(0, len(good), 20):
+            file.write_bytes(good[:size])
+            found = errors(robots)
+            assert found or file.suffix == ".json"
+        file.write_bytes(good)
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
