@@ -19,7 +19,15 @@ import numpy as np
 from episode_store.episode import Episode, EpisodeMetadata
 from episode_store.errors import CorruptionError, UserError
 from episode_store.formats import hdf5
-from episode_store.formats.format import Finding, Importer, Loss, LossLog, task_id_from, with_repeated_last
+from episode_store.formats.format import (
+    Finding,
+    Importer,
+    LossLog,
+    SingleTaskImporter,
+    one_line,
+    task_id_from,
+    with_repeated_last,
+)
 from episode_store.formats.transfer import examine_importer
 from episode_store.spec import STORED_DTYPES, ArraySpec, FieldValues, Modality
 from episode_store.task import TaskSpec
@@ -51,15 +59,14 @@ def doctor(source: Path) -> list[Finding]:
     return [*found, Finding(severity="note", where=str(source), what=what)]
 
 
-class D4rlImporter:
+class D4rlImporter(SingleTaskImporter):
     """The importer of one file; see `format.Importer`."""
 
     name = "d4rl"
 
     def __init__(self, source: Path, *, task_id: str | None) -> None:
         self._path = source
-        self._losses = LossLog()
-        self._findings: list[Finding] = []
+        super().__init__()
         with hdf5.open_file(source) as file:
             arrays = dict(hdf5.datasets(file))
             missing = [name for name in _REQUIRED if name not in arrays and not _below(arrays, name)]
@@ -87,18 +94,6 @@ class D4rlImporter:
             self._has_timeouts = "timeouts" in arrays
             self._unread = [path for path in arrays if path.startswith("metadata/") and not hdf5.is_fixed(arrays[path])]
 
-    def tasks(self) -> list[TaskSpec]:
-        """The one task of the file."""
-        return [self._task]
-
-    def losses(self) -> list[Loss]:
-        """What was lacking and what was assumed."""
-        return self._losses.losses()
-
-    def findings(self) -> list[Finding]:
-        """What was damaged."""
-        return list(self._findings)
-
     def num_episodes(self) -> int | None:
         """Ends in the file, and the rest after the last one."""
         return len(self._ends)
@@ -122,7 +117,7 @@ class D4rlImporter:
                         Finding(
                             severity="error",
                             where=where,
-                            what=f"cannot be read: {' '.join(str(error).split())[:200]}",
+                            what=f"cannot be read: {one_line(error)}",
                             remedy="copy the file again; the rest is read",
                         )
                     )

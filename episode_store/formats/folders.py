@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from episode_store import checked_json, files
 from episode_store.errors import CorruptionError, UserError
-from episode_store.formats.format import LossLog
+from episode_store.formats.format import LossLog, one_line
 from episode_store.store import EpisodeStore
 from episode_store.task import TaskSpec
 
@@ -117,7 +117,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not JSON: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{path}: is not JSON: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
@@ -131,8 +131,3 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def folder_bytes(folder: Path) -> int:
     """Bytes of all files below a folder."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-def one_line(error: BaseException | str) -> str:
-    """An error's text as one line of bounded length."""
-    return " ".join(str(error).split())[:200]

@@ -42,6 +42,11 @@ def no_progress(items: Sequence[str]) -> Iterable[str]:
     return items
 
 
+def one_line(error: BaseException | str) -> str:
+    """An error's text as one line of bounded length."""
+    return " ".join(str(error).split())[:200]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loss:
     """One thing that did not survive a conversion, or that the foreign set lacked and was assumed.
@@ -141,6 +146,32 @@ class Importer(Protocol):
     def num_episodes(self) -> int | None:
         """How many episodes the set says it has; None when it does not say."""
         ...
+
+
+class ImporterBase:
+    """What every importer has to say of its set; `episodes` begins both anew."""
+
+    def __init__(self) -> None:
+        self._losses = LossLog()
+        self._findings: list[Finding] = []
+
+    def losses(self) -> list[Loss]:
+        """What the foreign set lacked and what was assumed."""
+        return self._losses.losses()
+
+    def findings(self) -> list[Finding]:
+        """What was damaged or refused."""
+        return list(self._findings)
+
+
+class SingleTaskImporter(ImporterBase):
+    """An importer of sets that hold one task, `_task`."""
+
+    _task: TaskSpec
+
+    def tasks(self) -> list[TaskSpec]:
+        """The one task of the set."""
+        return [self._task]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

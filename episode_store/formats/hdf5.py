@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from episode_store.errors import CorruptionError, UserError
-from episode_store.formats.format import need
+from episode_store.formats.format import need, one_line
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 # No filter of HDF5 packs more tightly than deflate's 1032:1; a dataset that claims more is made of nothing.
@@ -35,7 +35,7 @@ def open_file(path: Path) -> Any:
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        raise UserError(f"{path}: cannot be opened as HDF5: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{path}: cannot be opened as HDF5: {one_line(error)}") from None
 
 
 def datasets(group: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
@@ -90,7 +90,7 @@ def _names(group: Any, prefix: str) -> list[str]:
 
 
 def _damaged(group: Any, path: str, error: Exception) -> CorruptionError:
-    return CorruptionError(f"{group.file.filename}: {path}: {' '.join(str(error).split())[:200]}")
+    return CorruptionError(f"{group.file.filename}: {path}: {one_line(error)}")
 
 
 def is_fixed(dataset: Any) -> bool:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from episode_store.episode import Episode, EpisodeMetadata
 from episode_store.errors import CorruptionError, UserError
-from episode_store.formats.format import Finding, Importer, Loss, LossLog, task_id_from, with_repeated_last
+from episode_store.formats.format import Finding, Importer, ImporterBase, LossLog, task_id_from, with_repeated_last
 from episode_store.formats.rlds_features import Leaf, decode_images
 from episode_store.formats.transfer import examine_importer
 from episode_store.spec import ArraySpec, FieldValues, Modality
@@ -84,14 +84,13 @@ class _Task:
     files: Sequence[Path]
 
 
-class JatImporter:
+class JatImporter(ImporterBase):
     """The importer of one or many folders; see `format.Importer`."""
 
     name = "jat"
 
     def __init__(self, source: Path, *, task_id: str | None) -> None:
-        self._losses = LossLog()
-        self._findings: list[Finding] = []
+        super().__init__()
         self._opening: list[Finding] = []
         self._tasks: list[_Task] = []
         folders = _folders(source)
@@ -118,14 +117,6 @@ class JatImporter:
     def tasks(self) -> list[TaskSpec]:
         """One task a folder."""
         return [task.spec for task in self._tasks]
-
-    def losses(self) -> list[Loss]:
-        """What was lacking and what was assumed."""
-        return self._losses.losses()
-
-    def findings(self) -> list[Finding]:
-        """What was damaged or left out."""
-        return list(self._findings)
 
     def num_episodes(self) -> int | None:
         """Rows of all files that can be opened."""

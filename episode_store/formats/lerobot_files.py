@@ -24,8 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from episode_store.errors import CorruptionError, UserError
-from episode_store.formats.folders import check_row_group, one_line, read_json_object
-from episode_store.formats.format import Finding
+from episode_store.formats.folders import check_row_group, read_json_object
+from episode_store.formats.format import Finding, one_line
 
 INFO_FILE, STATS_FILE, TASKS_FILE = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
 TASK_FILE, SIDE_FILE = "meta/episode_store.json", "meta/episode_store.parquet"

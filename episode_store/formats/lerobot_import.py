@@ -15,8 +15,15 @@ from episode_store.episode import Episode, EpisodeMetadata
 from episode_store.errors import CorruptionError, UserError
 from episode_store.formats import lerobot_files as files
 from episode_store.formats import lerobot_video as video
-from episode_store.formats.folders import one_line, read_task
-from episode_store.formats.format import Finding, Loss, LossLog, task_id_from, with_repeated_last
+from episode_store.formats.folders import read_task
+from episode_store.formats.format import (
+    Finding,
+    LossLog,
+    SingleTaskImporter,
+    one_line,
+    task_id_from,
+    with_repeated_last,
+)
 from episode_store.formats.lerobot_files import BOOKKEEPING, Feature, Frames
 from episode_store.formats.rlds_features import Leaf, decode_images
 from episode_store.spec import ArraySpec, FieldValues, Modality, uniform_bounds
@@ -31,7 +38,7 @@ INSTRUCTION = "task"
 _TIME_TOLERANCE = 1e-3
 
 
-class LeRobotImporter:
+class LeRobotImporter(SingleTaskImporter):
     """The importer of one set; see `format.Importer`."""
 
     name = "lerobot"
@@ -41,8 +48,7 @@ class LeRobotImporter:
         self._last_frame = _choice(options, "last_frame", ("repeat", "drop"))
         placement = _choice(options, "task", ("auto", "observation", "metadata"))
         self._discrete = parse_discrete(options.get("discrete", ""))
-        self._losses = LossLog()
-        self._findings: list[Finding] = []
+        super().__init__()
         self._own, content = read_task(source / files.TASK_FILE)
         self._keys: Mapping[str, Any] = content
         features = self._folder.features
@@ -71,18 +77,6 @@ class LeRobotImporter:
         if videos:
             video.check_decoder(videos, source)
         self._task = self._make_task(task_id)
-
-    def tasks(self) -> list[TaskSpec]:
-        """The one task of the set."""
-        return [self._task]
-
-    def losses(self) -> list[Loss]:
-        """What was lacking and what was assumed."""
-        return self._losses.losses()
-
-    def findings(self) -> list[Finding]:
-        """What was damaged."""
-        return list(self._findings)
 
     def num_episodes(self) -> int | None:
         """As info.json says."""

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from episode_store.errors import CorruptionError, UserError
-from episode_store.formats.folders import one_line
-from episode_store.formats.format import need
+from episode_store.formats.format import need, one_line
 
 _MAX_PIXELS = 1 << 26
 # As LeRobot writes them: AV1, a key frame every second frame, so that a random frame is soon decoded.

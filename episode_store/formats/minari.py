@@ -9,8 +9,8 @@ from typing import Any
 
 from episode_store.errors import UserError
 from episode_store.formats import minari_files as files
-from episode_store.formats.folders import one_line, read_json_object
-from episode_store.formats.format import ExportResult, Finding, Progress
+from episode_store.formats.folders import read_json_object
+from episode_store.formats.format import ExportResult, Finding, Progress, one_line
 from episode_store.formats.minari_export import export_minari
 from episode_store.formats.minari_import import MinariImporter
 from episode_store.formats.transfer import examine_importer

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 
 from episode_store.errors import CorruptionError, UserError
 from episode_store.formats import hdf5
-from episode_store.formats.folders import check_row_group, one_line, read_json_object
+from episode_store.formats.folders import check_row_group, read_json_object
+from episode_store.formats.format import one_line
 
 METADATA_FILE, HDF5_FILE = "metadata.json", "main_data.hdf5"
 DATA_FORMATS = ("hdf5", "arrow", "parquet")

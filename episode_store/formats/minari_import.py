@@ -15,8 +15,15 @@ import numpy as np
 from episode_store.episode import Episode, EpisodeMetadata
 from episode_store.errors import CorruptionError, UserError
 from episode_store.formats import minari_files as files
-from episode_store.formats.folders import TASK_FILE, one_line, read_task
-from episode_store.formats.format import Finding, Loss, LossLog, task_id_from, with_repeated_last
+from episode_store.formats.folders import TASK_FILE, read_task
+from episode_store.formats.format import (
+    Finding,
+    LossLog,
+    SingleTaskImporter,
+    one_line,
+    task_id_from,
+    with_repeated_last,
+)
 from episode_store.formats.minari_files import EpisodeFiles, Node, RawEpisode
 from episode_store.formats.rlds_features import Leaf, decode_images
 from episode_store.formats.space_json import Role, SpaceLeaf, leaf_paths, parse_space
@@ -29,7 +36,7 @@ _MAX_FACT_TEXT = 65_536
 _COMPUTED = re.compile(r"id|total_steps|seed|rewards_(sum|mean|std|max|min)")
 
 
-class MinariImporter:
+class MinariImporter(SingleTaskImporter):
     """The importer of one set; see `format.Importer`."""
 
     name = "minari"
@@ -41,8 +48,7 @@ class MinariImporter:
             raise UserError(f"option bounds {bounds!r}: expected keep or drop")
         self._data_format = str(self._metadata.get("data_format", "hdf5"))
         self._set_name = str(self._metadata.get("dataset_id") or self._folder.parent.name)
-        self._losses = LossLog()
-        self._findings: list[Finding] = []
+        super().__init__()
         own, content = read_task(self._folder / TASK_FILE)
         try:
             observations = parse_space(self._metadata["observation_space"], "observation", bounds=False)
@@ -58,18 +64,6 @@ class MinariImporter:
             observations, actions = self._as_stored(observations, actions)
         self._observations, self._actions = observations, actions
         self._task = self._make_task(task_id)
-
-    def tasks(self) -> list[TaskSpec]:
-        """The one task of the set."""
-        return [self._task]
-
-    def losses(self) -> list[Loss]:
-        """What was lacking and what was assumed."""
-        return self._losses.losses()
-
-    def findings(self) -> list[Finding]:
-        """What was damaged."""
-        return list(self._findings)
 
     def num_episodes(self) -> int | None:
         """As metadata.json says."""

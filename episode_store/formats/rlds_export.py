@@ -7,23 +7,22 @@ step columns into `steps/step_columns`. So a set that is imported again is the s
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from episode_store import checked_json, files
+from episode_store import files
 from episode_store.episode import Episode
 from episode_store.errors import UserError
+from episode_store.formats import folders
 from episode_store.formats.format import ExportResult, LossLog, Progress
 from episode_store.formats.rlds_features import Leaf, encode_leaf, features_json
-from episode_store.formats.rlds_folder import FEATURES_FILE, FILE_FORMATS, INFO_FILE, TASK_FILE, TEMPLATE
+from episode_store.formats.rlds_folder import FEATURES_FILE, FILE_FORMATS, INFO_FILE, TEMPLATE
 from episode_store.formats.rlds_import import METADATA_FIELD, STEP_COLUMNS_FIELD
 from episode_store.formats.tf_example import FeatureValues, encode_example
 from episode_store.formats.tfrecord import ArrayRecordWriter, TFRecordWriter
@@ -61,8 +60,8 @@ def export_rlds(
     if not ids:
         raise UserError(f"export of {task_id}: the store has no episodes of it")
     losses = LossLog()
-    layout = _Layout(task, _step_columns(store, ids, losses), settings.float64)
-    with _temporary_folder(target) as folder:
+    layout = _Layout(task, folders.step_column_kinds(store, ids, losses), settings.float64)
+    with folders.temporary_folder(target) as folder:
         shards = _Shards(folder, settings)
         num_steps = 0
         for episode_id in progress(ids):
@@ -77,9 +76,9 @@ def export_rlds(
         if task.licence:
             info["redistributionInfo"] = {"license": task.licence}
         files.write_json(folder / FEATURES_FILE, features_json(layout.leaves))
-        checked_json.create_file(folder / TASK_FILE, {"format": "episode-store-task", "task": task.to_json()})
+        folders.write_task(folder / folders.TASK_FILE, task)
         files.write_json(folder / INFO_FILE, info)
-        num_bytes = sum(file.stat().st_size for file in folder.iterdir())
+        num_bytes = folders.folder_bytes(folder)
     return ExportResult(
         format="rlds",
         task_id=task_id,
@@ -108,19 +107,6 @@ class _Settings:
         if episodes and (not episodes.isdecimal() or not int(episodes)):
             raise UserError(f"option shard_episodes {episodes!r}: expected a whole number of at least 1")
         self.shard_episodes = int(episodes) if episodes else None
-
-
-def _step_columns(store: EpisodeStore, ids: Sequence[str], losses: LossLog) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """dtype and row shape of every step column of any episode: a set has one schema."""
-    columns: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for episode_id in ids:
-        for name, values in store.read_window(episode_id, 0, 1).step_columns.items():
-            kind = (values.dtype.name, values.shape[1:])
-            if columns.setdefault(name, kind) != kind:
-                losses.add(
-                    f"step column {name}", f"of {kind} here, {columns[name]} before: a set has one kind; left out"
-                )
-    return columns
 
 
 class _Layout:
@@ -279,13 +265,12 @@ class _Shards:
         self._open.clear()
 
     def finish(self, name: str) -> dict[str, Any]:
-        """Closes, syncs and names the shards; returns what dataset_info.json says of them."""
+        """Closes and names the shards; returns what dataset_info.json says of them."""
         self.close()
         splits = []
         for split, lengths in sorted(self._lengths.items()):
             for index in range(len(lengths)):
                 path = self._path(split, index)
-                files.sync_file(path)
                 final = f"{name}-{split}.{self._settings.file_format}-{index:05d}-of-{len(lengths):05d}"
                 os.replace(path, self._folder / final)
             splits.append(
@@ -300,17 +285,3 @@ class _Shards:
 
     def _path(self, split: str, index: int) -> Path:
         return self._folder / f"{split}-{index}.part"
-
-
-@contextlib.contextmanager
-def _temporary_folder(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that gets its name at the end, or goes."""
-    folder = files.temporary_path(target)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        files.sync_folder(folder)
-        os.rename(folder, target)
-        files.sync_folder(target.parent)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -8,27 +8,26 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from episode_store import checked_json, layout
+from episode_store import layout
 from episode_store.errors import CorruptionError, UserError
+from episode_store.formats.folders import TASK_FILE, read_json_object, read_task
 from episode_store.formats.format import Finding
 from episode_store.formats.rlds_features import Features, parse_features
 from episode_store.formats.tfrecord import ArrayRecordReader, DamagedRecord, TFRecordReader, TruncatedShard
 from episode_store.task import TaskSpec
 
-INFO_FILE, FEATURES_FILE, TASK_FILE = "dataset_info.json", "features.json", "episode_store.json"
+INFO_FILE, FEATURES_FILE = "dataset_info.json", "features.json"
 FILE_FORMATS = ("tfrecord", "array_record")
 # The default of tensorflow-datasets.
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _SHARD = re.compile(
     r"(?P<name>.+)-(?P<split>[^-]+)\.(?P<format>tfrecord|array_record)-(?P<index>\d+)-of-(?P<count>\d+)"
 )
-_MAX_JSON_BYTES = 64 << 20
 _MAX_SHARDS = 1 << 20
 
 
@@ -125,7 +124,7 @@ def open_folder(source: Path) -> RldsFolder:
     findings: list[Finding] = []
     info = _read_info(path, findings)
     try:
-        features = parse_features(_read_json(path / FEATURES_FILE))
+        features = parse_features(read_json_object(path / FEATURES_FILE))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path / FEATURES_FILE}: cannot be understood: {error!r}") from None
     if not features.steps:
@@ -133,13 +132,7 @@ def open_folder(source: Path) -> RldsFolder:
     shards = _listed_shards(path, info, findings) if info.get("splits") else _found_shards(path)
     if not shards and not findings:
         raise UserError(f"source {path}: holds no shards (*.tfrecord-00000-of-00001 or *.array_record-...)")
-    task = None
-    if (path / TASK_FILE).exists():
-        content = checked_json.read_file(path / TASK_FILE)
-        try:
-            task = TaskSpec.from_json(content["task"])
-        except (KeyError, TypeError, ValueError, UserError) as error:
-            raise CorruptionError(f"{path / TASK_FILE}: is not a task: {error}") from None
+    task, _ = read_task(path / TASK_FILE)
     return RldsFolder(
         path=path,
         name=str(info.get("name") or (shards[0].path.name.split("-")[0] if shards else path.parent.name)),
@@ -164,22 +157,7 @@ def _read_info(path: Path, findings: list[Finding]) -> Mapping[str, Any]:
             )
         )
         return {}
-    info = _read_json(file)
-    if not isinstance(info, dict):
-        raise UserError(f"{file}: expected a JSON object")
-    return info
-
-
-def _read_json(file: Path) -> Any:
-    if not file.is_file():
-        raise UserError(f"{file}: missing")
-    size = file.stat().st_size
-    if size > _MAX_JSON_BYTES:
-        raise UserError(f"{file}: {size} bytes, expected at most {_MAX_JSON_BYTES}")
-    try:
-        return json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: is not JSON: {error}") from None
+    return read_json_object(file)
 
 
 def _listed_shards(path: Path, info: Mapping[str, Any], findings: list[Finding]) -> list[Shard]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from episode_store.episode import Episode, EpisodeMetadata
 from episode_store.errors import CorruptionError, UserError
-from episode_store.formats.format import Finding, Loss, LossLog, task_id_from, with_repeated_last
+from episode_store.formats.format import Finding, LossLog, SingleTaskImporter, task_id_from, with_repeated_last
 from episode_store.formats.rlds_features import Leaf, decode_leaf, num_rows
 from episode_store.formats.rlds_folder import INFO_FILE, Record, RldsFolder, open_folder, read_records
 from episode_store.formats.tf_example import FeatureValues, decode_example
@@ -48,7 +48,7 @@ class _Plan:
     last_step: str = "auto"
 
 
-class RldsImporter:
+class RldsImporter(SingleTaskImporter):
     """The importer of one set; see `format.Importer`."""
 
     name = "rlds"
@@ -60,8 +60,8 @@ class RldsImporter:
         if self._split is not None and self._split not in splits:
             raise UserError(f"source {source}: no split {self._split!r}: expected one of {', '.join(splits)}")
         self._shards = [shard for shard in self._folder.shards if self._split in (None, shard.split)]
+        super().__init__()
         self._findings = list(self._folder.findings)
-        self._losses = LossLog()
         self._ours = self._folder.task is not None
         self._last_step = options.get("last_step", "auto")
         if self._last_step not in ("auto", "real", "padding"):
@@ -71,18 +71,6 @@ class RldsImporter:
         self._plan = self._make_plan(peeked)
         self._task = self._make_task(task_id, peeked)
         self._jpeg_fields = _jpeg_fields(self._plan, peeked[0])
-
-    def tasks(self) -> list[TaskSpec]:
-        """The one task of the set."""
-        return [self._task]
-
-    def losses(self) -> list[Loss]:
-        """What was lacking and what was assumed."""
-        return self._losses.losses()
-
-    def findings(self) -> list[Finding]:
-        """What was damaged."""
-        return list(self._findings)
 
     def num_episodes(self) -> int | None:
         """As dataset_info.json says."""

@@ -22,13 +22,13 @@ import numpy as np
 from episode_store.episode import Episode, EpisodeMetadata
 from episode_store.errors import CorruptionError, UserError
 from episode_store.formats import hdf5
-from episode_store.formats.folders import one_line
 from episode_store.formats.format import (
     ExportResult,
     Finding,
-    Loss,
     LossLog,
     Progress,
+    SingleTaskImporter,
+    one_line,
     task_id_from,
     with_repeated_last,
 )
@@ -138,7 +138,7 @@ def _masks(file: Any) -> dict[str, list[str]]:
     return masks
 
 
-class RobomimicImporter:
+class RobomimicImporter(SingleTaskImporter):
     """The importer of one file; see `format.Importer`."""
 
     name = "robomimic"
@@ -148,8 +148,7 @@ class RobomimicImporter:
         self._keep_model = options.get("model_file", "keep") == "keep"
         if options.get("model_file", "keep") not in ("keep", "drop"):
             raise UserError(f"option model_file {options['model_file']!r}: expected keep or drop")
-        self._losses = LossLog()
-        self._findings: list[Finding] = []
+        super().__init__()
         with hdf5.open_file(source) as file:
             try:
                 data = hdf5.subgroup(file, "data")
@@ -164,18 +163,6 @@ class RobomimicImporter:
                 raise UserError(f"{source}: cannot be read as robomimic: {one_line(error)}") from None
         if task_id:
             self._task = dataclasses.replace(self._task, task_id=task_id)
-
-    def tasks(self) -> list[TaskSpec]:
-        """The one task of the file."""
-        return [self._task]
-
-    def losses(self) -> list[Loss]:
-        """What was lacking and what was assumed."""
-        return self._losses.losses()
-
-    def findings(self) -> list[Finding]:
-        """What was damaged."""
-        return list(self._findings)
 
     def num_episodes(self) -> int | None:
         """The demos in the file."""

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from episode_store.errors import UserError
-from episode_store.formats.folders import one_line
+from episode_store.formats.format import one_line
 from episode_store.spec import ArraySpec, Modality
 
 # Integer Boxes with at most so many values are choices, with more they are numbers.

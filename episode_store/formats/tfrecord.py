@@ -19,7 +19,7 @@ import google_crc32c
 import numpy as np
 
 from episode_store.errors import CorruptionError
-from episode_store.formats.format import need
+from episode_store.formats.format import need, one_line
 
 _LENGTH = struct.Struct("<Q")
 _CHECKSUM = struct.Struct("<I")
@@ -134,12 +134,12 @@ class ArrayRecordReader:
                 try:
                     records = reader.read([number])
                 except _ARRAY_RECORD_ERRORS as error:
-                    yield DamagedRecord(f"{self._path} record {number}: cannot be read: {_one_line(error)}")
+                    yield DamagedRecord(f"{self._path} record {number}: cannot be read: {one_line(error)}")
                     continue
                 yield memoryview(records[0])
             reader.close()
         except _ARRAY_RECORD_ERRORS as error:
-            raise TruncatedShard(f"{self._path}: cannot be read: {_one_line(error)}") from None
+            raise TruncatedShard(f"{self._path}: cannot be read: {one_line(error)}") from None
 
 
 class ArrayRecordWriter:
@@ -164,7 +164,3 @@ class ArrayRecordWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
