@@ -104,9 +104,11 @@ def _train(dataset: Dataset, run: Path, config: TrainConfig, ranks: Ranks) -> di
             began = time.perf_counter()
             rate = learning_rate(state.step, state.total_steps, config.optimizer)
             optimizer.set_learning_rate(rate)
-            total_weight = ranks.sum(batch.targets.weights.sum()).clamp_min(1e-6)
+            total_weight, num_tokens = ranks.sum(
+                torch.stack([batch.targets.weights.sum(), torch.tensor(float(batch.num_real_tokens), device=device)])
+            )
             with autocast(precision, device):
-                losses, share = learner(batch, total_weight)
+                losses, share = learner(batch, total_weight.clamp_min(1e-6))
             # DistributedDataParallel takes the mean over the ranks; the shares are to be added.
             scaler.scale(share * ranks.size).backward()
             loss, losses = ranks.sum(share.detach()), losses.detach()
@@ -119,10 +121,18 @@ def _train(dataset: Dataset, run: Path, config: TrainConfig, ranks: Ranks) -> di
                 )
             optimizer.step(scaler)
             state.step += 1
-            state.num_tokens += int(ranks.sum(torch.tensor(batch.num_real_tokens, device=device)))
+            state.num_tokens += int(num_tokens)
             now = time.perf_counter()
             state.seconds += now - waited
-            metrics.add(losses, batch, loss=float(loss), norm=float(norm), waited=began - waited, seconds=now - waited)
+            metrics.add(
+                losses,
+                batch,
+                loss=float(loss),
+                norm=float(norm),
+                tokens=float(num_tokens),
+                waited=began - waited,
+                seconds=now - waited,
+            )
             if state.step % config.log_every_steps == 0 or state.step == state.total_steps:
                 row = metrics.log(state.step, rate)
                 bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s")
@@ -255,22 +265,18 @@ class _Metrics:
     def _reset(self) -> None:
         self._sums = torch.zeros(len(self._task_ids))
         self._counts = torch.zeros(len(self._task_ids))
-        self._totals = {"loss": 0.0, "norm": 0.0, "waited": 0.0, "seconds": 0.0, "tokens": 0.0, "targets": 0.0}
+        self._totals = {"loss": 0.0, "norm": 0.0, "waited": 0.0, "seconds": 0.0, "tokens": 0.0}
         self._steps = 0
 
-    def add(
-        self, losses: torch.Tensor, batch: Batch, *, loss: float, norm: float, waited: float, seconds: float
-    ) -> None:
-        """One step's numbers."""
+    def add(self, losses: torch.Tensor, batch: Batch, **values: float) -> None:
+        """One step's numbers: the losses of this rank's targets; loss, norm and tokens of all ranks; waited, seconds."""
         tasks = batch.targets.tasks.cpu()
         self._sums.index_add_(0, tasks, losses.cpu())
         self._counts.index_add_(0, tasks, torch.ones(len(tasks)))
-        values = {"loss": loss, "norm": norm, "waited": waited, "seconds": seconds}
-        values |= {"tokens": batch.num_real_tokens, "targets": len(tasks)}
         for name, value in values.items():
             self._totals[name] += value
         self._steps += 1
-        self._recent.append(seconds)
+        self._recent.append(values["seconds"])
 
     def worst_task(self, losses: torch.Tensor, batch: Batch) -> str:
         """The task of the first non-finite loss, or of the largest."""
@@ -279,21 +285,16 @@ class _Metrics:
         return self._task_ids[int(batch.targets.tasks[place])]
 
     def log(self, step: int, rate: float) -> dict[str, Any]:
-        """Writes one line and starts anew. All ranks call it; targets and tokens of all of them count."""
+        """Writes one line and starts anew. All ranks call it; the targets of all of them count."""
         totals = self._totals
-        counted = [totals["tokens"], totals["targets"]]
-        summed = self._ranks.sum(
-            torch.cat([self._sums, self._counts, torch.tensor(counted)]).to(self._ranks.device)
-        ).cpu()
-        sums, counts = summed[: len(self._task_ids)], summed[len(self._task_ids) : -2]
-        tokens, targets = summed[-2:].tolist()
+        sums, counts = self._ranks.sum(torch.stack([self._sums, self._counts]).to(self._ranks.device)).cpu()
         row: dict[str, Any] = {
             "step": step,
             "loss": totals["loss"] / self._steps,
             "learning_rate": rate,
             "gradient_norm": totals["norm"] / self._steps,
-            "tokens_per_second": tokens / totals["seconds"],
-            "targets_per_second": targets / totals["seconds"],
+            "tokens_per_second": totals["tokens"] / totals["seconds"],
+            "targets_per_second": float(counts.sum()) / totals["seconds"],
             "data_wait_share": totals["waited"] / totals["seconds"],
             "task_losses": {
                 task_id: float(total / count)

@@ -48,6 +48,13 @@ def start(shards, tmp_path):
     return start
 
 
+def children(pid):
+    """Processes that a process started."""
+    return [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+
+
 def losses(run):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return torch.tensor([row["loss"] for row in rows]), rows
@@ -80,8 +87,7 @@ def test_a_lost_rank_ends_the_run_and_it_goes_on(tmp_path, config, start):
     while not checkpoint.list_checkpoints(tmp_path / "run"):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
-    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
+    os.kill(children(process.pid)[-1], signal.SIGKILL)
     output, _ = process.communicate(timeout=100)
     assert process.returncode != 0
     reached = int(checkpoint.latest(tmp_path / "run").name.removeprefix("step-"))
@@ -121,8 +127,7 @@ def test_a_killed_launcher_takes_its_ranks_along(shards, tmp_path):
     while not checkpoint.list_checkpoints(tmp_path / "run"):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
-    ranks = [int(pid) for pid in children.stdout.split()]
+    ranks = children(process.pid)
     assert len(ranks) == 2
     process.kill()
     process.wait()
