@@ -211,6 +211,7 @@ import sys
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) // 1024
 from episode_store.store import EpisodeStore
+import pandas  # where it is installed, pyarrow imports it at its first conversion: 32 MB that are not ours
 before = peak()
 store = EpisodeStore.open(sys.argv[1])
 assert len(store) == 200_000
@@ -220,5 +221,4 @@ print(peak() - before)
 """
     command = [sys.executable, "-c", code, str(tmp_path / "store"), known[-1]]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    # 50 to 71 were seen, by machine.
-    assert int(done.stdout) < 120, "MB more than before"
+    assert int(done.stdout) < 60, "MB more than before"
