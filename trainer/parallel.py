@@ -120,7 +120,8 @@ def _loss_told() -> Iterator[None]:
             raise
         line = str(error).strip().splitlines()[0]
         raise LostRankError(
-            f"another rank of this run was lost ({line}); run the same command again, it goes on from the last checkpoint"
+            f"another rank of this run was lost ({line}); run the same command again, it goes on from the last "
+            "checkpoint"
         ) from None
 
 

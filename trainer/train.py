@@ -269,7 +269,7 @@ class _Metrics:
         self._steps = 0
 
     def add(self, losses: torch.Tensor, batch: Batch, **values: float) -> None:
-        """One step's numbers: the losses of this rank's targets; loss, norm and tokens of all ranks; waited, seconds."""
+        """One step's numbers: losses of this rank's targets; loss, norm and tokens of all ranks; waited, seconds."""
         tasks = batch.targets.tasks.cpu()
         self._sums.index_add_(0, tasks, losses.cpu())
         self._counts.index_add_(0, tasks, torch.ones(len(tasks)))
