@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import io
 import mmap
@@ -493,9 +494,7 @@ def recover_segment(files: SegmentFiles) -> list[str]:
             for path in (files.data, files.journal):
                 path.unlink(missing_ok=True)
             return index.notes
-        if not files.data.exists():
-            raise CorruptionError(f"{files.data}: missing, the episodes in it are lost")
-        with open(files.data, "r+b") as file:
+        with _open_own(files.data) as file:
             if os.fstat(file.fileno()).st_size > index.data_bytes:
                 file.truncate(index.data_bytes)
             os.fsync(file.fileno())
@@ -527,6 +526,22 @@ def is_alive(files: SegmentFiles) -> bool:
             return not _try_lock(file.fileno(), fcntl.LOCK_SH)
     except FileNotFoundError:
         return False
+
+
+def _open_own(path: Path) -> io.BufferedRandom:
+    """Opens a data file to change it; a link is refused, since it may lead out of the store.
+
+    Raises:
+      CorruptionError: missing, a folder, a link.
+    """
+    try:
+        return open(path, "r+b", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC))
+    except FileNotFoundError:
+        raise CorruptionError(f"{path}: missing, the episodes in it are lost") from None
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR):
+            raise
+        raise CorruptionError(f"{path}: is a link or a folder, expected the data file itself") from None
 
 
 @contextlib.contextmanager

@@ -367,3 +367,25 @@ def test_a_journal_line_torn_by_hand_is_left_out_when_its_writer_lives(tmp_path:
         assert index.notes == []
         with open(journal, "rb") as file, pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def test_a_link_out_of_the_store_is_never_cut(tmp_path: Path) -> None:
+    """Recovery cuts torn data files; not what a link in their place points to."""
+    task = example_tasks()["Robot-v1"]
+    store = tmp_path / "store"
+    child = os.fork()
+    if child == 0:
+        writer = EpisodeWriter(store)
+        writer.add_task(task)
+        writer.add_episode(random_episode(task, np.random.default_rng(0), 5))
+        os._exit(0)
+    os.waitpid(child, 0)
+    (data,) = (store / "segments").glob("*.data")
+    outside = tmp_path / "precious"
+    data.rename(outside)
+    content = outside.read_bytes() + b"precious" * 20
+    outside.write_bytes(content)
+    data.symlink_to(outside)
+    (sentence,) = recover(store)
+    assert "is a link or a folder, expected the data file itself" in sentence
+    assert outside.read_bytes() == content
