@@ -7,12 +7,11 @@ whole files. It is one chain without side outputs, state or windows, because som
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import apache_beam as beam
 
@@ -21,7 +20,7 @@ from beam_jobs.files import read_json
 from beam_jobs.plan import BuildConfig, Reference, ShardPlan, TaskPlan, plan_task, sort_references
 from beam_jobs.shard_builder import RECORDS_FOLDER, TEXT_MODEL_FILE, ShardBuilder
 from episode_store.errors import UserError
-from episode_store.files import write_bytes
+from episode_store.files import hold, write_bytes
 from episode_store.spec import Modality
 from episode_store.store import EpisodeStore
 
@@ -159,8 +158,9 @@ def _prepare_and_run(
     fingerprint = commit.dataset_fingerprint(builder, plans)
     records = config.output / RECORDS_FOLDER
     records.mkdir(parents=True, exist_ok=True)
-    with (records / "lock").open("w") as lock:
-        _lock(lock, config.output)
+    with hold(records / "lock") as free:
+        if not free:
+            raise UserError(f"--output {config.output}: another build-shards is writing there; wait for it or end it")
         manifest = commit.finished(config.output, fingerprint)
         if manifest is not None:
             return manifest, False
@@ -212,10 +212,3 @@ def _check_task(builder: ShardBuilder, task_id: str) -> None:
             "`tokenization train-text`"
         )
     builder.tokenizer(task_id)
-
-
-def _lock(file: IO[str], output: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"--output {output}: another build-shards is writing there; wait for it or end it") from None

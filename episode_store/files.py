@@ -1,14 +1,19 @@
-"""Whole files or none: a temporary name, synced, renamed. Every layer writes so."""
+"""Whole files or none: a temporary name, synced, renamed. Every layer writes so, and locks what is its own."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import secrets
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 TEMPORARY_SUFFIX = ".tmp"
+_LOCK_POLL_SECONDS = 0.1
 
 
 def temporary_path(path: Path) -> Path:
@@ -58,3 +63,29 @@ def sync_file(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def hold(path: Path, *, wait_seconds: float = 0.0) -> Iterator[bool]:
+    """Holds the exclusive lock on a folder or on a file, which is made when it is missing; it ends with the process.
+
+    Yields:
+      Whether it was to be had within `wait_seconds`.
+    """
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
+    try:
+        deadline = time.monotonic() + wait_seconds
+        while not (free := _try_lock(descriptor)) and time.monotonic() < deadline:
+            time.sleep(_LOCK_POLL_SECONDS)
+        yield free
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

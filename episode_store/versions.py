@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import io
 import os
 import re
@@ -29,7 +28,7 @@ import pyarrow.parquet as pq
 
 from episode_store import checked_json, layout
 from episode_store.errors import CorruptionError, StoreError, UserError
-from episode_store.files import write_bytes
+from episode_store.files import hold, write_bytes
 from episode_store.segment import FORMAT_VERSION, SEGMENT_NAME
 
 VERSION_FOLDER = "versions"
@@ -289,17 +288,12 @@ def changing(path: Path, *, dry_run: bool = False) -> Iterator[None]:
         layout.check_store(path)
     folder = path / VERSION_FOLDER
     folder.mkdir(exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with hold(folder) as free:
+        if not free:
             raise StoreError(
                 f"store {path}: another command is changing its versions; run this one again when it is done"
-            ) from None
+            )
         yield
-    finally:
-        os.close(descriptor)
 
 
 def commit(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import fcntl
 import json
 import math
 import time
@@ -18,7 +17,7 @@ from torch import nn
 
 from episode_store.command_line import progress
 from episode_store.errors import UserError
-from episode_store.files import write_json
+from episode_store.files import hold, write_json
 from trainer import checkpoint, parallel
 from trainer.batch import Batch, batches
 from trainer.config import TrainConfig
@@ -191,16 +190,9 @@ def _steps_in_budget(state: _TrainingState, config: TrainConfig, seconds_per_ste
 def _alone(run: Path) -> Iterator[None]:
     """Holds the run's folder, so that two processes never write checkpoints of one run."""
     run.mkdir(parents=True, exist_ok=True)
-    with (run / _LOCK_FILE).open("a") as file:
-        deadline = time.monotonic() + _LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise UserError(f"{run}: another process trains there; wait for it, or stop it") from None
-                time.sleep(0.2)
+    with hold(run / _LOCK_FILE, wait_seconds=_LOCK_SECONDS) as free:
+        if not free:
+            raise UserError(f"{run}: another process trains there; wait for it, or stop it")
         yield
 
 

@@ -12,9 +12,9 @@ download: only its hash counts.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -27,6 +27,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from episode_store.errors import UserError
+from episode_store.files import hold
 
 CACHE_VARIABLE = "GENERALIST_CACHE"
 _PIP_TIMEOUT_SECONDS = 900
@@ -87,18 +88,11 @@ def fetch(archive: Archive) -> Path:
             raise ArchiveError(
                 f"cache {folder}: cannot make this folder ({error.strerror}); set {CACHE_VARIABLE} to another one"
             ) from None
-        with _exclusive(folder / ".lock"):
+        with hold(folder / ".lock", wait_seconds=math.inf):
             if not path.exists():
                 _download(archive, path)
     _verify(archive, path)
     return path
-
-
-@contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _download(archive: Archive, path: Path) -> None:
