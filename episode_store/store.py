@@ -365,6 +365,14 @@ class EpisodeStore:
         """Where an episode comes from, without reading its columns."""
         return self._record(episode_id)[1].metadata
 
+    def facts(self, episode_id: str) -> dict[str, Any]:
+        """The episode's row of the table, without reading its record.
+
+        Raises:
+          StoreError: the store has no such episode.
+        """
+        return self._index.columns(INDEX_SCHEMA.names, np.array([self._row(episode_id)])).to_pylist()[0]
+
     def find_episode(self, beginning: str) -> str:
         """The one id that begins so.
 
