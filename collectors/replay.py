@@ -40,7 +40,8 @@ class Simulator:
         assert ours.make_env is not None
         if ours.spec().to_json() != task.to_json():
             raise CannotReplayError(
-                f"the store's task {task.task_id} is not the catalogue's: its spaces or how its environment is made differ"
+                f"the store's task {task.task_id} is not the catalogue's: its spaces, or how its environment is made, "
+                "differ"
             )
         then = {key: metadata.environment_config[key] for key in _MADE_OF if key in metadata.environment_config}
         now = ours.make_env.to_json()

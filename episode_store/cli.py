@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from episode_store import cli_formats, cli_replay, cli_versions, command_line, layout, provenance, versions
+from episode_store import cli_formats, cli_replay, cli_versions, cli_view, command_line, layout, provenance, versions
 from episode_store.command_line import CommandLine
 from episode_store.episode import Episode
 from episode_store.spec import FieldValues
@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cli_versions.add_verbs(program)
     cli_formats.add_verbs(program)
     cli_replay.add_verbs(program)
+    cli_view.add_verbs(program)
     return program.main(arguments)
 
 

@@ -8,8 +8,8 @@ import contextlib
 import sys
 
 from episode_store import cli_versions, command_line, extensions
+from episode_store.cli_choice import add_choice, choose_episodes
 from episode_store.command_line import CommandLine
-from episode_store.errors import UserError
 from episode_store.replay import ReplayResult, replay
 from episode_store.store import EpisodeStore
 
@@ -27,31 +27,8 @@ def add_verbs(program: CommandLine) -> None:
         example="python -m episode_store replay --store runs/demo/store --tasks LunarLander-v3 --episodes 10",
     )
     command_line.add_store(parser)
-    command_line.add_tasks(parser)
     cli_versions.add_version(parser)
-    parser.add_argument("--where", metavar="CONDITION", help="only these, such as \"agent_id != 'random'\"; see `query`")
-    parser.add_argument("--episode", metavar="ID", help="only this one: an id, or the beginning of one")
-    parser.add_argument("--episodes", type=command_line.positive_int, metavar="N", help="at most so many a task (all)")
-
-
-def choose_episodes(store: EpisodeStore, namespace: argparse.Namespace) -> list[str]:
-    """Ids that `--episode`, `--tasks`, `--where` and `--episodes` (at most so many a task) name, in the store's order.
-
-    Raises:
-      UserError: they name none.
-    """
-    if namespace.episode is not None:
-        return [store.find_episode(namespace.episode)]
-    chosen = None
-    if namespace.where is not None:
-        chosen = set(store.query(namespace.where, columns=["episode_id"])["episode_id"].to_pylist())
-    result = []
-    for task_id in store.find_tasks(namespace.tasks):
-        ids = store.table(task_id, ["episode_id"])["episode_id"].to_pylist()
-        result += [one for one in ids if chosen is None or one in chosen][: namespace.episodes]
-    if not result:
-        raise UserError(f"store {store.path}: no episode is chosen; check --tasks and --where, or collect some first")
-    return result
+    add_choice(parser, default=None)
 
 
 def _replay(namespace: argparse.Namespace) -> int:

@@ -365,6 +365,15 @@ class EpisodeStore:
         """Where an episode comes from, without reading its columns."""
         return self._record(episode_id)[1].metadata
 
+    def columns(self, episode_id: str) -> Sequence[Column]:
+        """What an episode's columns are called, their dtypes and shapes, without reading them.
+
+        Raises:
+          StoreError: the store has no such episode.
+          CorruptionError: the record's header does not match its checksum.
+        """
+        return self._record(episode_id)[1].columns
+
     def facts(self, episode_id: str) -> dict[str, Any]:
         """The episode's row of the table, without reading its record.
 
