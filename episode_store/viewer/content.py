@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from episode_store import query
+from episode_store import layout, query
 from episode_store.episode import Episode
 from episode_store.errors import CorruptionError, StoreError, UserError
 from episode_store.provenance import lines, provenance
@@ -67,7 +67,7 @@ class Content:
         *,
         version: int | str | None = None,
         token_view: TokenView | None = None,
-        no_tokens: str = "",
+        no_tokens: str = "No token view was given.",
     ) -> None:
         self._path = path
         self._version = version
@@ -88,12 +88,13 @@ class Content:
         """The store as a whole."""
         with self._lock:
             store = self.store
-            try:
-                quarantined = store.quarantine().num_rows
-                damage = store.damage
-            except CorruptionError as error:
-                quarantined, damage = 0, [*store.damage, str(error)]
-            counts = collections.Counter(store.query(columns=["task_id"])["task_id"].to_pylist())
+            quarantined, damage = 0, store.damage
+            if (store.path / layout.QUARANTINE_FOLDER).exists():
+                try:
+                    quarantined = store.quarantine().num_rows
+                except CorruptionError as error:
+                    damage = [*damage, str(error)]
+            counts = {task_id: len(store.index.task_rows(task_id)) for task_id in store.tasks}
             return {
                 "store": str(store.path),
                 "version": store.view.number,

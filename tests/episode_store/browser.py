@@ -39,7 +39,9 @@ class Browser:
 
     def text(self, selector: str) -> str:
         """The text that is seen of an element; "" when there is none."""
-        return self.run("const node = document.querySelector(arguments[0]); return node ? node.innerText : '';", selector)
+        return self.run(
+            "const node = document.querySelector(arguments[0]); return node ? node.innerText : '';", selector
+        )
 
     def click(self, selector: str) -> None:
         """Clicks an element."""
