@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import webbrowser
+from collections.abc import Iterable
 from pathlib import Path
 
 from episode_store import cli_versions, command_line, extensions, files
@@ -99,8 +100,10 @@ def _write(namespace: argparse.Namespace, content: Content) -> int:
     if path.is_dir():
         raise UserError(f"--output {path}: is a folder, expected the name of a file such as page.html")
     episode_ids = choose_episodes(content.store, namespace)
-    watched = command_line.progress(episode_ids, description="view", unit="episodes")
-    data = snapshot.gather(content, episode_ids if namespace.json else watched, max_bytes=namespace.max_mb * 1_000_000)
+    watched: Iterable[str] = episode_ids
+    if not namespace.json:
+        watched = command_line.progress(episode_ids, description="view", unit="episodes")
+    data = snapshot.gather(content, watched, max_bytes=namespace.max_mb * 1_000_000)
     html = page.build(data).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_bytes(path, html)

@@ -33,7 +33,7 @@ from episode_store.formats.format import (
     with_repeated_last,
 )
 from episode_store.formats.robomimic_export import OWN, export_robomimic
-from episode_store.formats.transfer import examine_importer
+from episode_store.formats.transfer import Bar, examine_importer, no_bar
 from episode_store.spec import STORED_DTYPES, ArraySpec, FieldValues, Modality
 from episode_store.splits import TRAIN, VALIDATION
 from episode_store.store import EpisodeStore
@@ -69,9 +69,9 @@ def export(
     return export_robomimic(store, task_id, destination, options=options, progress=progress)
 
 
-def doctor(source: Path) -> list[Finding]:
+def doctor(source: Path, progress: Bar = no_bar) -> list[Finding]:
     """Reads the whole file, holds every episode against the contract, and looks at counts and masks."""
-    findings = examine_importer(lambda: RobomimicImporter(source, task_id=None, options={}), source)
+    findings = examine_importer(lambda: RobomimicImporter(source, task_id=None, options={}), source, progress)
     if not hdf5.is_hdf5(source):
         return findings
     try:

@@ -266,17 +266,18 @@ def test_controls_have_names_and_contrast(browser: Browser, server: ViewerServer
     """Every control has a name, and text stands out from what is behind it: 4.5 to 1 (WCAG 2.2, 1.4.3)."""
     opened(browser, server.url)
     unnamed = browser.run(
-        """return [...document.querySelectorAll("button, input, select, summary, [role=region], dialog")].filter((node) =>
-            !(node.innerText || "").trim() && !node.getAttribute("aria-label") && !node.getAttribute("aria-labelledby")
-            && !(node.labels && node.labels.length)).map((node) => node.outerHTML)"""
+        """const controls = document.querySelectorAll("button, input, select, summary, [role=region], dialog");
+        return [...controls].filter((node) => !(node.innerText || "").trim() && !node.getAttribute("aria-label")
+            && !node.getAttribute("aria-labelledby") && !(node.labels && node.labels.length)
+        ).map((node) => node.outerHTML)"""
     )
     assert unnamed == []
     for scheme in ("light", "dark"):
         browser.emulate("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         colours = browser.run(
             """const style = getComputedStyle(document.documentElement);
-            return Object.fromEntries(["page", "panel", "soft", "problem-soft", "ink", "muted", "accent", "problem"].map(
-                (name) => [name, style.getPropertyValue("--" + name).trim()]))"""
+            const names = ["page", "panel", "soft", "problem-soft", "ink", "muted", "accent", "problem"];
+            return Object.fromEntries(names.map((name) => [name, style.getPropertyValue("--" + name).trim()]))"""
         )
         pairs = [("ink", "page"), ("ink", "panel"), ("ink", "soft"), ("muted", "page"), ("muted", "panel")]
         pairs += [("accent", "panel"), ("accent", "soft"), ("problem", "problem-soft"), ("problem", "panel")]
