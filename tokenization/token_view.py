@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from episode_store.episode import Episode
 from episode_store.errors import UserError
 from episode_store.task import TaskSpec
-from tokenization.describe import describe
+from tokenization.describe import TokenDescription, describe
 from tokenization.episode_tokenizer import EpisodeTokenizer
 from tokenization.text import TextTokenizer
 from tokenization.timestep import TimestepLayout
@@ -30,6 +31,8 @@ class TokenView:
     def __call__(self, task: TaskSpec, episode: Episode, episode_id: str) -> Sequence[Mapping[str, Any]]:
         """One mapping a token: its place, its id, its place in the observation, whether it is a target, its meaning.
 
+        Image patches that follow each other are one mapping, from the first to the last.
+
         Raises:
           UserError: the task has text and there is no text model, or a field has no tokens.
         """
@@ -42,13 +45,33 @@ class TokenView:
                 )
             tokenizer = self._tokenizers[task.task_id] = EpisodeTokenizer(task, self._text)
         sequence = tokenizer.encode(episode, episode_id=episode_id, content_hash="-")
-        return [
-            {
-                "position": token.position,
-                "id": "patch" if token.token is None else token.token,
-                "place in observation": "" if token.local_position < 0 else token.local_position,
-                "target": "" if token.target == "none" else token.target.replace("_", " "),
-                "meaning": token.meaning,
-            }
-            for token in describe(sequence, tokenizer)
-        ]
+        tokens = describe(sequence, tokenizer)
+        rows: list[Mapping[str, Any]] = []
+        for is_patch, run in itertools.groupby(tokens, key=lambda token: token.token is None):
+            found = list(run)
+            rows += [_patches(found)] if is_patch else map(_row, found)
+        return rows
+
+
+def _row(token: TokenDescription) -> Mapping[str, Any]:
+    return {
+        "position": token.position,
+        "id": token.token,
+        "place in observation": "" if token.local_position < 0 else token.local_position,
+        "target": "" if token.target == "none" else token.target.replace("_", " "),
+        "meaning": token.meaning,
+    }
+
+
+def _patches(tokens: Sequence[TokenDescription]) -> Mapping[str, Any]:
+    first, last = tokens[0], tokens[-1]
+    if first is last:
+        return {**_row(first), "id": "patch"}
+    field, _, place = last.meaning.partition(" patch ")
+    return {
+        "position": f"{first.position} to {last.position}",
+        "id": f"{len(tokens)} patches",
+        "place in observation": f"{first.local_position} to {last.local_position}",
+        "target": "",
+        "meaning": f"{first.meaning} to {place if first.meaning.startswith(f'{field} patch ') else last.meaning}",
+    }

@@ -44,7 +44,7 @@ class TokenView(Protocol):
     """Says what the network sees of a step; lent from above, see extensions.py."""
 
     def __call__(self, task: TaskSpec, episode: Episode, episode_id: str) -> Sequence[Mapping[str, Any]]:
-        """One mapping a token, all with the same keys, of an episode that is cut to one step.
+        """One mapping a token, or several of a kind; all with the same keys. The episode is cut to one step.
 
         Raises:
           UserError: the tokens cannot be made, and why.
@@ -321,7 +321,7 @@ class Content:
                 rows = self._token_view(self.store.tasks[window.task_id], episode, episode_id)
             except UserError as error:
                 return {"message": str(error)}
-        return {"rows": [dict(row) for row in rows[:_MAX_TOKENS]], "num_tokens": len(rows)}
+        return {"rows": [dict(row) for row in rows[:_MAX_TOKENS]], "left_out": max(0, len(rows) - _MAX_TOKENS)}
 
     def _column(self, episode_id: str, path: str) -> Column:
         for column in self.store.columns(episode_id):

@@ -248,11 +248,11 @@ async function showTokens() {
   if (step < now.facts.num_steps) answer = await source.ask("tokens", {id, step}).catch((problem) => ({message: problem.message}));
   if (now.id !== id || now.step !== step) return;
   const rows = answer.rows || [];
-  find("token-facts").textContent = answer.message || `${plural(answer.num_tokens, "token")} at step ${step}${rows.length < answer.num_tokens ? `, the first ${rows.length} shown` : ""}; coloured ones are targets of the training`;
+  find("token-facts").textContent = answer.message || `What the network gets at step ${step}${answer.left_out ? `, without the last ${answer.left_out}` : ""}; coloured rows are targets of the training`;
   find("token-box").hidden = !rows.length;
   if (!rows.length) return;
   head.replaceChildren(make("tr", {}, ...Object.keys(rows[0]).map((name) => make("th", {scope: "col"}, name))));
-  body.replaceChildren(...rows.map((row) => make("tr", {className: row.target ? "target" : ""}, ...Object.values(row).map((value) => make("td", {className: typeof value === "number" ? "number" : ""}, String(value))))));
+  body.replaceChildren(...rows.map((row) => make("tr", {className: row.target ? "target" : ""}, ...Object.values(row).map((value) => make("td", {}, String(value))))));
 }
 
 // --- texts ---------------------------------------------------------------------------------------------------------

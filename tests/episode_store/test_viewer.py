@@ -239,7 +239,7 @@ def test_tokens_come_from_above(path: Path) -> None:
 
     content = Content(path, token_view=token_view)
     grid, robot = first(content, "grid/Example-v0"), first(content, "Robot-v1")
-    assert content.tokens(grid, 0) == {"rows": [{"id": 1}, {"id": 2}], "num_tokens": 2}
+    assert content.tokens(grid, 0) == {"rows": [{"id": 1}, {"id": 2}], "left_out": 0}
     assert seen == [("grid/Example-v0", 1, grid)]
     assert content.tokens(robot, 0) == {"message": "no tokens for robots"}
     assert Content(path, no_tokens="nobody lends one").tokens(grid, 0) == {"message": "nobody lends one"}
