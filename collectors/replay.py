@@ -38,7 +38,11 @@ class Simulator:
         if metadata.seed is None:
             raise CannotReplayError("it has no seed: what its environment began with is not known")
         assert ours.make_env is not None
-        if ours.spec().to_json() != task.to_json():
+        try:
+            spec = ours.spec()
+        except UserError as error:
+            raise CannotReplayError(str(error)) from None  # a package of the environment is missing
+        if spec.to_json() != task.to_json():
             raise CannotReplayError(
                 f"the store's task {task.task_id} is not the catalogue's: its spaces, or how its environment is made, "
                 "differ"
@@ -51,11 +55,7 @@ class Simulator:
         return _version_warnings(metadata.environment_config.get("versions"), ours.make_env.config()["versions"])
 
     def run(self, task: TaskSpec, seed: int, actions: Mapping[str, FieldValues], num_steps: int) -> Iterator[Moment]:
-        """See `episode_store.replay.Simulator`.
-
-        Raises:
-          UserError: a package is missing, or an action is none of the environment's.
-        """
+        """See `episode_store.replay.Simulator`."""
         env = self._environment(task.task_id)
         to_fields = spaces.flattener(env.observation_space, "observation")
         to_action = spaces.unflattener(env.action_space, "action")

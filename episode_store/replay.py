@@ -50,7 +50,11 @@ class Simulator(Protocol):
         """
 
     def run(self, task: TaskSpec, seed: int, actions: Mapping[str, FieldValues], num_steps: int) -> Iterator[Moment]:
-        """Resets with the seed, then executes the actions: up to `num_steps` + 1 moments, fewer when it ends."""
+        """Resets with the seed, then executes the actions: up to `num_steps` + 1 moments, fewer when it ends.
+
+        Raises:
+          UserError: an action is none of the environment's.
+        """
 
     def close(self) -> None:
         """Closes the environments."""
@@ -141,7 +145,10 @@ def replay_episode(store: EpisodeStore, episode_id: str, simulator: Simulator) -
     if episode.metadata.seed is None:
         return result("skipped", reason="it has no seed")
     moments = simulator.run(task, episode.metadata.seed, episode.actions, episode.num_steps)
-    difference = first_difference(episode, moments)
+    try:
+        difference = first_difference(episode, moments)
+    except UserError as error:
+        return result("differs", reason=f"its environment refuses what was recorded: {error}", warnings=warnings)
     if difference is None:
         return result("match", warnings=warnings)
     return result("differs", reason=difference.describe(), warnings=warnings, difference=difference)

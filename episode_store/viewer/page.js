@@ -55,8 +55,8 @@ const file = {
   },
   frame(id, path, step) {
     const frames = inPage.episodes[id].frames[path];
-    const kept = frames.urls[Math.floor(step / frames.every)];
-    return {url: kept || "", step: Math.floor(step / frames.every) * frames.every};
+    const place = Math.floor(step / frames.every);
+    return {url: frames.urls[place], damaged: frames.damaged[place], step: place * frames.every};
   },
 };
 function filePage({task, lowest, highest, sort, offset, limit}) {
@@ -192,8 +192,8 @@ function showPictures() {
     image.hidden = !frame.url;
     if (image.getAttribute("src") !== frame.url) image.src = frame.url;
     image.alt = `${path} at step ${frame.step}`;
-    note.className = "";
-    note.textContent = `${path.replace("observations/", "")}, ${field.shape.join(" × ")}${field.apart ? `, ${plural(field.shape[2], "channel")} side by side` : ""}${frame.url ? frame.step === now.step ? "" : `, of step ${frame.step} (this file has some only)` : ", not in this file"}`;
+    note.className = frame.damaged ? "problem" : "";
+    note.textContent = frame.damaged || `${path.replace("observations/", "")}, ${field.shape.join(" × ")}${field.apart ? `, ${plural(field.shape[2], "channel")} side by side` : ""}${frame.step === now.step ? "" : `, of step ${frame.step} (this file has some only)`}`;
     if (!inPage && now.timer) for (let ahead = 1; ahead <= 3; ahead++) if (now.step + ahead < field.rows) new Image().src = source.frame(now.id, path, now.step + ahead).url;
   }
 }

@@ -90,15 +90,15 @@ def _entry(content: Content, episode_id: str) -> dict[str, Any]:
 
 
 def _frames(content: Content, episode_id: str, field: dict[str, Any]) -> dict[str, Any]:
+    """Pictures of each `every`-th step as addresses that hold them; "" for a damaged one, with its sentence."""
     every = -(-field["rows"] // MAX_FRAMES)
-    urls = [_frame(content, episode_id, field["path"], step) for step in range(0, field["rows"], every)]
-    return {"every": every, "urls": urls}
-
-
-def _frame(content: Content, episode_id: str, path: str, step: int) -> str:
-    """A picture as an address that holds it; "" for a damaged one."""
-    try:
-        picture = content.frame(episode_id, path, step)
-    except CorruptionError:
-        return ""
-    return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+    urls, damaged = [], {}
+    for place, step in enumerate(range(0, field["rows"], every)):
+        try:
+            picture = base64.b64encode(content.frame(episode_id, field["path"], step)).decode()
+        except CorruptionError as error:
+            urls.append("")
+            damaged[place] = str(error)
+        else:
+            urls.append(f"data:image/png;base64,{picture}")
+    return {"every": every, "urls": urls, "damaged": damaged}

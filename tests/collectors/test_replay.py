@@ -148,6 +148,35 @@ def test_what_cannot_be_replayed_is_said(tmp_path: Path) -> None:
     assert results["older"].warnings == [f"gymnasium was 0.26.3, here it is {gymnasium.__version__}"]
 
 
+def test_a_missing_package_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the end of the command: the other tasks are replayed."""
+    task = registry.get("CartPole-v1")
+    assert task.make_env is not None
+    store = stored(tmp_path / "store", collected(task.task_id, count=1), task.spec())
+    without = dataclasses.replace(task, make_env=dataclasses.replace(task.make_env, module="no_such_module"))
+    monkeypatch.setattr(registry, "get", lambda task_id: without)
+    (result,) = replayed(store)
+    assert result.status == "skipped"
+    assert result.reason == (
+        "environment CartPole-v1: no_such_module is not installed: pip install 'generalist-agent[collect]'"
+    )
+
+
+def test_an_action_that_the_environment_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer holds episodes against the task, but anybody can make a file."""
+    task = registry.get("CartPole-v1")
+    (episode,) = collected(task.task_id, count=1)
+    actions = np.array(episode.actions["action"])
+    actions[0] = 7
+    monkeypatch.setattr(Episode, "validate", lambda self, task: None)
+    store = stored(tmp_path / "store", [dataclasses.replace(episode, actions={"action": actions})], task.spec())
+    (result,) = replayed(store)
+    assert result.status == "differs"
+    assert result.reason == (
+        "its environment refuses what was recorded: action: expected a whole number from 0 to 1, got 7"
+    )
+
+
 def test_tasks_that_are_not_the_catalogues(tmp_path: Path) -> None:
     (episode,) = collected("CartPole-v1", count=1)
     spec = registry.get("CartPole-v1").spec()

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from episode_store import change
+from episode_store.compact import compact
 from episode_store.episode import EpisodeMetadata
+from episode_store.formats import format as formats
+from episode_store.formats import transfer
+from episode_store.merge import merge
 from episode_store.provenance import lines, provenance
 from episode_store.spec import ArraySpec, Modality
+from episode_store.store import EpisodeStore
 from episode_store.task import TaskSpec
+from episode_store.testing import random_episode
+from episode_store.writer import EpisodeWriter
 
 _SCALAR = ArraySpec(modality=Modality.DISCRETE, dtype="int64", num_values=(4,))
 
@@ -68,3 +81,53 @@ def test_an_episode_that_does_not_say_has_what_its_task_says() -> None:
 def test_anybodys_task_file_is_no_error() -> None:
     for text in ("", "not json", "[1, 2]", "null"):
         assert provenance(EpisodeMetadata(), task_of(text))["environment"] is None
+
+
+METADATA = EpisodeMetadata(
+    agent_id="ppo",
+    agent_hash="abc",
+    seed=7,
+    collection_index=3,
+    experiment_id="run",
+    attribution="by somebody",
+    environment_config={
+        "id": "Robot-v1",
+        "kwargs": {"size": 5},
+        "wrappers": ["Scale(by=2)"],
+        "versions": {"gymnasium": "1.4.0", "python": "3.12.1"},
+    },
+)
+
+
+def store_of(path: Path, seed: int) -> EpisodeStore:
+    """Two episodes of METADATA."""
+    rng = np.random.default_rng(seed)
+    with EpisodeWriter(path) as writer:
+        writer.add_task(task_of())
+        for _ in range(2):
+            writer.add_episode(random_episode(task_of(), rng, num_steps=4, metadata=METADATA))
+    return EpisodeStore.open(path)
+
+
+def metadata_of(path: Path) -> list[EpisodeMetadata]:
+    store = EpisodeStore.open(path)
+    return [store.read_metadata(episode_id) for episode_id in store.episode_ids]
+
+
+def test_it_is_kept_through_merge_delete_and_compact(tmp_path: Path) -> None:
+    store_of(tmp_path / "one", 1)
+    store_of(tmp_path / "two", 2)
+    merge(tmp_path / "all", [(tmp_path / "one", None), (tmp_path / "two", None)])
+    ids = list(EpisodeStore.open(tmp_path / "all").episode_ids)
+    change.delete(tmp_path / "all", episode_ids=ids[:1])
+    compact(tmp_path / "all")
+    assert metadata_of(tmp_path / "all") == [METADATA] * 3
+
+
+@pytest.mark.parametrize("name", ["rlds", "minari", "robomimic", "lerobot"])
+def test_it_comes_back_from_other_formats(tmp_path: Path, name: str) -> None:
+    store = store_of(tmp_path / "store", 1)
+    result = formats.export_task(name, store, "Robot-v1", tmp_path / "out", options={}, progress=lambda ids: ids)
+    importer = formats.open_importer(name, Path(result.destination), task_id=None, options={})
+    transfer.import_set(importer, result.destination, tmp_path / "back")
+    assert metadata_of(tmp_path / "back") == [METADATA] * 2

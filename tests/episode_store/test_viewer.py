@@ -482,6 +482,26 @@ def test_what_does_not_fit_is_named(path: Path) -> None:
     assert len(json.dumps(data["episodes"])) < 21_000
 
 
+def test_damage_is_in_the_file_too(path: Path) -> None:
+    whole = Content(path)
+    one, other = first(whole, "Robot-v1"), first(whole, "caption/example-v0")
+    column = next(column for column in whole.store.columns(other) if column.name == "image")
+    facts = whole.store.facts(other)
+    file = path / "segments" / f"{facts['segment']}.data"
+    content = bytearray(file.read_bytes())
+    content[facts["offset"] + column.offset] ^= 1
+    file.write_bytes(content)
+    damage(path, one, header=True)
+    data = snapshot.gather(Content(path), [one, other], max_bytes=10**6)
+    assert [bool(row["damaged"]) for row in data["rows"]] == [True, False]
+    assert list(data["episodes"][one]) == ["episode"]
+    frames = data["episodes"][other]["frames"]["observations/image"]
+    lost = range(min(column.block_rows, column.num_rows))
+    assert list(frames["damaged"]) == list(lost)
+    assert [place for place, url in enumerate(frames["urls"]) if not url] == list(lost)
+    assert "checksum of block 0 does not match" in frames["damaged"][0]
+
+
 def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     task = TaskSpec(
         task_id="text/hostile-v0",
