@@ -17,7 +17,8 @@ from benchmarks.measure import Limit
 from episode_store.episode import Episode, EpisodeMetadata
 from episode_store.spec import ArraySpec, Modality
 from episode_store.task import TaskSpec
-from episode_store.viewer.content import COLUMNS, Content
+from episode_store.viewer.content import Content
+from episode_store.viewer.table import COLUMNS
 from episode_store.writer import EpisodeWriter
 
 EPISODES = 100_000

@@ -5,7 +5,6 @@ Damage is content: what cannot be read is told in the sentence of its `Corruptio
 
 from __future__ import annotations
 
-import collections
 import functools
 import math
 import threading
@@ -15,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from episode_store import layout, query
+from episode_store import layout
 from episode_store.episode import Episode
 from episode_store.errors import CorruptionError, StoreError, UserError
 from episode_store.provenance import lines, provenance
@@ -24,20 +23,13 @@ from episode_store.spec import ArraySpec, Modality
 from episode_store.store import EpisodeStore
 from episode_store.task import TaskSpec
 from episode_store.viewer import pictures, plots
+from episode_store.viewer.table import COLUMNS, EpisodeTable, number
 
-COLUMNS = (
-    *("episode_id", "task_id", "episode_return", "num_steps", "terminated", "truncated", "success"),
-    *("agent_id", "seed", "collection_index"),
-)
-MAX_PAGE = 200
 MAX_STEPS = 64
 _MAX_ELEMENTS = 64
 _MAX_CHARACTERS = 4_000
 _MAX_TEXTS = 400
 _MAX_TOKENS = 2_000
-_KEPT_ORDERS = 8
-# JavaScript's numbers are exact up to here.
-_MAX_INTEGER = 1 << 53
 
 
 class TokenView(Protocol):
@@ -74,7 +66,6 @@ class Content:
         self._token_view = token_view
         self._no_tokens = no_tokens
         self._lock = threading.RLock()
-        self._orders: collections.OrderedDict[tuple[Any, ...], np.ndarray] = collections.OrderedDict()
         self.reopen()
 
     def reopen(self) -> None:
@@ -82,7 +73,7 @@ class Content:
         store = EpisodeStore.open(self._path, version=self._version, damaged="skip")
         with self._lock:
             self.store = store
-            self._orders.clear()
+            self._table = EpisodeTable(store)
 
     def summary(self) -> dict[str, Any]:
         """The store as a whole."""
@@ -107,87 +98,22 @@ class Content:
                 "damage": damage,
             }
 
-    def episodes(
-        self,
-        *,
-        task: str = "",
-        where: str = "",
-        lowest: float | None = None,
-        highest: float | None = None,
-        sort: str = "",
-        offset: int = 0,
-        limit: int = 50,
-    ) -> dict[str, Any]:
-        """A page of the table.
-
-        Args:
-          task: only this task's episodes.
-          where: a condition as `query` takes it.
-          lowest, highest: bounds of the return, inclusive.
-          sort: a column, "-column" for the largest first; "" for the store's order.
-          offset, limit: which rows of the result.
-
-        Raises:
-          UserError: the condition cannot be understood, or there is no such column.
-        """
-        conditions = [where.strip()] if where.strip() else []
-        if task:
-            conditions.append(f"task_id == {task!r}")
-        conditions += [
-            f"episode_return {relation} {bound!r}"
-            for relation, bound in ((">=", lowest), ("<=", highest))
-            if bound is not None and math.isfinite(bound)
-        ]
+    def episodes(self, **asked: Any) -> dict[str, Any]:
+        """A page of the table, see `EpisodeTable.page`."""
         with self._lock:
-            rows = self._order(tuple(conditions), sort)
-            offset, limit = max(0, offset), max(0, min(limit, MAX_PAGE))
-            page = self.store.index.columns(COLUMNS, rows[offset : offset + limit]).to_pylist()
-            for row in page:
-                row["damaged"] = self._header_damage(row["episode_id"])
-                row["seed"] = _number(row["seed"])
-                row["episode_return"] = _number(row["episode_return"])
-            return {"total": len(rows), "offset": offset, "rows": page}
-
-    def _order(self, conditions: tuple[str, ...], sort: str) -> np.ndarray:
-        """Row numbers in the order of the page; those of the last few questions are kept."""
-        key = (conditions, sort)
-        kept = self._orders.pop(key, None)
-        rows = self._ordered(conditions, sort) if kept is None else kept
-        self._orders[key] = rows
-        if len(self._orders) > _KEPT_ORDERS:
-            self._orders.popitem(last=False)
-        return rows
-
-    def _ordered(self, conditions: tuple[str, ...], sort: str) -> np.ndarray:
-        index = self.store.index
-        if not conditions and not sort:
-            return index.order()
-        rows = index.rows()
-        for condition in conditions:
-            rows = np.intersect1d(rows, query.select_rows(index, condition), assume_unique=True)
-        if sort:
-            return query.sort_rows(index, rows, [sort])
-        order = index.order()
-        return order[np.isin(order, rows)]
-
-    def _header_damage(self, episode_id: str) -> str:
-        try:
-            self.store.columns(episode_id)
-        except (CorruptionError, StoreError) as error:
-            return str(error)
-        return ""
+            return self._table.page(**asked)
 
     def episode(self, episode_id: str) -> dict[str, Any]:
         """An episode's facts, provenance and fields."""
         with self._lock:
             facts = self.store.facts(episode_id)
             result: dict[str, Any] = {name: facts[name] for name in (*COLUMNS, "content_hash")}
-            result["seed"] = _number(result["seed"])
-            result["episode_return"] = _number(result["episode_return"])
+            result["seed"] = number(result["seed"])
+            result["episode_return"] = number(result["episode_return"])
             try:
                 columns = self.store.columns(episode_id)
                 metadata = self.store.read_metadata(episode_id)
-            except (CorruptionError, StoreError) as error:
+            except CorruptionError as error:
                 return {**result, "damaged": str(error), "fields": [], "provenance": []}
             task = self.store.tasks[facts["task_id"]]
             fields = [self._field(column, task) for column in columns]
@@ -242,7 +168,7 @@ class Content:
             return {"texts": [_short(text) for text in rows], "elements": 1}
         elements = int(np.prod(column.shape))
         values = np.asarray(rows).reshape(len(rows), elements)[:, :_MAX_ELEMENTS]
-        return {"values": [[_number(value) for value in row] for row in values.tolist()], "elements": elements}
+        return {"values": [[number(value) for value in row] for row in values.tolist()], "elements": elements}
 
     def texts(self, episode_id: str) -> dict[str, Any]:
         """All texts in the order in which they were said; what is seen unchanged over several steps is one entry."""
@@ -366,15 +292,6 @@ def _or_damage(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return make()
     except CorruptionError as error:
         return {"damaged": str(error)}
-
-
-def _number(value: Any) -> Any:
-    """A number that JSON and JavaScript hold exactly, or its text."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > _MAX_INTEGER:
-        return str(value)
-    return value
 
 
 def _short(text: str) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from episode_store.errors import CorruptionError
-from episode_store.viewer.content import COLUMNS, MAX_STEPS, Content
+from episode_store.viewer.content import MAX_STEPS, Content
+from episode_store.viewer.table import COLUMNS
 
 # Of one episode; what is beyond is said in the page where it is missing.
 MAX_FRAMES = 128

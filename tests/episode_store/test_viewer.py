@@ -21,7 +21,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from episode_store import change
 from episode_store.cli import main
+from episode_store.compact import compact
 from episode_store.episode import Episode, EpisodeMetadata
 from episode_store.errors import UserError
 from episode_store.spec import ArraySpec, Modality
@@ -424,6 +426,17 @@ def test_what_writers_add_shows_when_the_page_is_loaded_again(path: Path) -> Non
         assert json.loads(ask(server, "/api/summary")[2])["episodes"] == 12
         assert ask(server, "/")[0] == 200
         assert json.loads(ask(server, "/api/summary")[2])["episodes"] == 24
+
+
+def test_a_store_compacted_meanwhile_is_told_and_reopened(path: Path) -> None:
+    with serving(Content(path)) as server:
+        change.delete(path, where="task_id == 'Robot-v1'")
+        compact(path)
+        status, _, body = ask(server, "/api/episodes")
+        assert status == 400
+        assert "the store was compacted since it was opened" in json.loads(body)["error"]
+        assert ask(server, "/")[0] == 200
+        assert json.loads(ask(server, "/api/episodes")[2])["total"] == 8
 
 
 def test_many_at_once_get_the_right_answers(path: Path) -> None:
