@@ -572,6 +572,11 @@ def test_the_command_serves_until_it_is_interrupted(path: Path) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", facts["port"], timeout=10)
         connection.request("GET", f"/api/summary?token={token}")
         assert json.load(connection.getresponse())["episodes"] == 12
+        # Tokens come from the package above without a flag, by its entry point.
+        episode_id = first(Content(path), "Robot-v1")
+        connection.request("GET", f"/api/tokens?token={token}&id={episode_id}&step=0")
+        meanings = [row["meaning"] for row in json.load(connection.getresponse())["rows"]]
+        assert "separator" in meanings
         connection.close()
         time.sleep(0.1)
         process.send_signal(2)
