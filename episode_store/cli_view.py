@@ -82,7 +82,7 @@ def _serve(namespace: argparse.Namespace, content: Content) -> int:
             print(f"{server.url}\nOnly this machine's browsers with this address are answered. Ctrl-C ends it.")
         sys.stdout.flush()
         if not namespace.no_browser and _has_screen():
-            webbrowser.open(server.url)
+            webbrowser.open(server.url_once)
         try:
             server.serve_forever()
         except KeyboardInterrupt:

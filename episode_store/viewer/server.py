@@ -3,6 +3,7 @@
 - It listens on 127.0.0.1 only.
 - Every request must carry the random token of the address that the command printed. There is no cookie, so another
   site's page has nothing that a browser would send along.
+- A browser is started with a code that works once, since other users of the machine can read a command's arguments.
 - The Host header must name this machine, so a site cannot reach it by pointing its own name here (DNS rebinding). Any
   port is taken, so that a tunnel (ssh -L) works.
 - Only GET and HEAD, only the routes below; no path is ever looked up on the disk.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import http.server
 import json
 import secrets
+import threading
 import urllib.parse
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -43,6 +45,8 @@ class ViewerServer(http.server.ThreadingHTTPServer):
     def __init__(self, content: Content, *, port: int = 0) -> None:
         self.content = content
         self.token = secrets.token_urlsafe(24)
+        self._code = secrets.token_urlsafe(24)
+        self._lock = threading.Lock()
         try:
             super().__init__((ADDRESS, port), _Handler)
         except (OSError, OverflowError) as error:
@@ -53,6 +57,19 @@ class ViewerServer(http.server.ThreadingHTTPServer):
     def url(self) -> str:
         """Where the page is."""
         return f"http://{ADDRESS}:{self.server_port}/?token={self.token}"
+
+    @property
+    def url_once(self) -> str:
+        """An address that leads there the first time it is opened."""
+        return f"http://{ADDRESS}:{self.server_port}/?once={self._code}"
+
+    def redeem(self, code: str) -> bool:
+        """Whether this is the code of `url_once`, for the first time."""
+        with self._lock:
+            valid = bool(self._code) and secrets.compare_digest(code.encode(), self._code.encode())
+            if valid:
+                self._code = ""
+        return valid
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -68,6 +85,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         asked = dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True))
         if not _is_local(self.headers.get_all("Host") or []):
             self._refuse(HTTPStatus.FORBIDDEN, "this host is not served here")
+        elif parts.path == "/" and "once" in asked and self.server.redeem(asked["once"]):
+            self._send(HTTPStatus.SEE_OTHER, "text/plain", b"", location=f"/?token={self.server.token}")
         elif not secrets.compare_digest(asked.pop("token", "").encode(), self.server.token.encode()):
             self._refuse(HTTPStatus.FORBIDDEN, "the token is missing or wrong: open the address that `view` printed")
         elif parts.path == "/":
@@ -105,8 +124,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _refuse(self, status: HTTPStatus, sentence: str) -> None:
         self._send(status, "application/json", json.dumps({"error": sentence}).encode())
 
-    def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
+    def _send(self, status: HTTPStatus, kind: str, body: bytes, *, location: str = "") -> None:
         self.send_response(status)
+        if location:
+            self.send_header("Location", location)
         for name, value in _headers(kind, len(body)).items():
             self.send_header(name, value)
         self.end_headers()

@@ -328,6 +328,20 @@ def test_only_who_knows_the_token_is_answered(path: Path) -> None:
             assert another.token != server.token
 
 
+def test_the_code_for_a_browser_works_once(path: Path) -> None:
+    """What stands in a process's arguments is of no use to who reads it later."""
+    with serving(Content(path)) as server:
+        code = server.url_once.partition("once=")[2]
+        assert server.token not in server.url_once
+        assert ask(server, "/", token="", once="wrong")[0] == 403
+        assert ask(server, "/", token="", once=code, host="evil.example")[0] == 403
+        assert ask(server, "/api/summary", token="", once=code)[0] == 403
+        status, headers, _ = ask(server, "/", token="", once=code)
+        assert (status, headers["Location"]) == (303, f"/?token={server.token}")
+        assert ask(server, "/", token="", once=code)[0] == 403
+        assert ask(server, "/", token="", once="")[0] == 403
+
+
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost.evil", "", "0"]
 )

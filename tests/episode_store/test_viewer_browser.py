@@ -302,6 +302,11 @@ def luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
+def test_the_code_leads_to_the_page(browser: Browser, server: ViewerServer) -> None:
+    opened(browser, server.url_once)
+    assert browser.run("return location.href") == server.url
+
+
 def test_the_browser_is_refused_without_the_token(browser: Browser, server: ViewerServer) -> None:
     browser.open(server.url.partition("?")[0])
     assert "the token is missing or wrong" in browser.text("body")
