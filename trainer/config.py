@@ -11,7 +11,7 @@ from episode_store.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Shape of the network (Gato, appendix C, with rotary positions for Transformer-XL's relative ones).
+    """Shape of the network (Gato, appendix C).
 
     Attributes:
       width: of the residual stream.
@@ -20,7 +20,9 @@ class ModelConfig:
       key_size: width of one head.
       feed_forward_size: hidden width of the GEGLU counting both halves, so the gate and the value have half each.
       patch_channels: channels of the ResNet block that embeds image patches; a multiple of 32 (GroupNorm groups).
+      positions: "rotary", or "relative" as in the paper (Transformer-XL's); docs/model.md compares them.
       dropout: on the residual branches.
+      stochastic_depth: probability that a sub-layer is left out in a training step (the paper: 0.1).
     """
 
     width: int = 128
@@ -29,7 +31,9 @@ class ModelConfig:
     key_size: int = 32
     feed_forward_size: int = 1024
     patch_channels: int = 32
+    positions: str = "rotary"
     dropout: float = 0.0
+    stochastic_depth: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,8 @@ class OptimizerConfig:
     """AdamW with the paper's constants; a linear warm-up, then a cosine to `final_learning_rate_share` (a tenth).
 
     Attributes:
+      initial_learning_rate: where the warm-up starts (the paper: 1e-7).
+      final_learning_rate_share: of the learning rate, at the end; 1 keeps it constant, as the paper's fine-tuning does.
       matrix_optimizer: of the blocks' matrices: "adamw", as in the paper, or "muon", which needs fewer steps.
       muon_learning_rate_share: of the learning rate for those matrices under Muon.
       bin_learning_rate_share: of the learning rate for the rows of the continuous bins. A bin is seen rarely, and
@@ -80,6 +86,7 @@ class OptimizerConfig:
     """
 
     learning_rate: float = 2e-3
+    initial_learning_rate: float = 0.0
     matrix_optimizer: str = "adamw"
     muon_learning_rate_share: float = 1.0
     final_learning_rate_share: float = 0.1
