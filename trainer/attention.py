@@ -86,13 +86,6 @@ class SegmentedAttention:
             base += places.size
         return cls(buckets=tuple(buckets), inverse=torch.from_numpy(inverse))
 
-    def to(self, device: torch.device) -> SegmentedAttention:
-        """The same on another device."""
-        return SegmentedAttention(
-            buckets=tuple(bucket.to(device, non_blocking=True) for bucket in self.buckets),
-            inverse=self.inverse.to(device, non_blocking=True),
-        )
-
     @property
     def num_distances(self) -> int:
         """Length of the longest bucket."""

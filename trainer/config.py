@@ -107,10 +107,21 @@ class TrainConfig:
       steps: optimizer steps; fewer if `budget_seconds` would be exceeded.
       budget_seconds: when set, the speed of the first steps decides how many steps fit; the number is kept in the
         checkpoint, so a resumed run keeps the same schedule.
-      batch_size: packed sequences a step.
+      batch_size: packed sequences a step, over all ranks.
+      accumulation_steps: parts that each rank computes its share of a batch in, one after the other, to need less
+        memory; the gradients are added, so the result is the same.
       action_label_sigma_bins: spread of the soft labels of continuous actions, in bins; 0 gives one-hot labels.
+      keep_checkpoints: the newest ones that stay; with a validation loss the best one stays too.
+      validation_sequences: sequences of held-out data whose loss is measured with each checkpoint; 0 for none.
+      non_finite: what a loss or a gradient that is not finite does: "stop" ends the run, "skip" leaves the step out.
+      damaged_shards: "stop", or "skip" to train without them; they are named and counted.
+      loader_timeout_seconds: without a batch for so long, a run ends.
       precision: "auto", "fp32", "bf16" or "fp16".
+      tf32: whether a GPU may round the factors of fp32 products to 10 bits.
       device: "auto", "cpu" or "cuda".
+      sharding: over several ranks: "ddp" keeps the whole network on each, "fsdp" a part of each tensor.
+      compile: torch.compile the forward and backward pass.
+      checkpoint_activations: computes the blocks twice instead of keeping what is inside them.
     """
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -119,13 +130,22 @@ class TrainConfig:
     steps: int = 2000
     budget_seconds: float | None = None
     batch_size: int = 16
+    accumulation_steps: int = 1
     seed: int = 0
     action_label_sigma_bins: float = 0.0
     checkpoint_every_steps: int = 200
+    keep_checkpoints: int = 2
+    validation_sequences: int = 0
     log_every_steps: int = 10
+    non_finite: str = "stop"
+    damaged_shards: str = "stop"
+    loader_timeout_seconds: float = 600.0
     precision: str = "auto"
+    tf32: bool = True
     device: str = "auto"
+    sharding: str = "ddp"
     compile: bool = False
+    checkpoint_activations: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""

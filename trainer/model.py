@@ -18,6 +18,7 @@ from tokenization.vocabulary import NUM_BINS, NUM_DISCRETE
 from trainer.attention import Attention, Relative
 from trainer.config import ModelConfig
 from trainer.embedding import InputEmbedding
+from trainer.tensors import map_tensors
 
 ROTARY_BASE = 10_000.0
 
@@ -43,12 +44,7 @@ class ModelInput:
 
     def to(self, device: torch.device) -> ModelInput:
         """The same on another device."""
-        return ModelInput(
-            **{
-                field.name: getattr(self, field.name).to(device, non_blocking=True)
-                for field in dataclasses.fields(self)
-            }
-        )
+        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 class Positions(NamedTuple):

@@ -52,6 +52,10 @@ class Optimizer:
         for part in self.parts:
             scaler.step(part)
         scaler.update()
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops the gradients."""
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 

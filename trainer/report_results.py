@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from collectors.scores import normalized_score
+from trainer.metrics import METRICS_FILE
 from trainer.report_charts import Curve, ScoreBar, curve_color, histogram, line_chart, score_bars
 from trainer.report_html import MissingInputError, card, number, percent, read_json, terms
-from trainer.train import METRICS_FILE
 
 SCORES_FILE = "scores.json"
 DATASET_FILE = "shards/dataset.json"
@@ -104,9 +104,11 @@ def _read_metrics(run: Path) -> list[Mapping[str, Any]]:
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             continue  # cut short by a kill
+        if "loss" in row:  # others tell of single events
+            rows.append(row)
     return rows
 
 
