@@ -53,6 +53,10 @@ class SamplerConfig:
       prompt_share: share of the segments that begin with a prompt (the paper: 25%).
       prompt_steps: most steps of a prompt; half of the prompts come from the end of their episode.
       text_observation_weight: weight in the loss of text tokens inside observations (the paper: 1).
+      observation_weight: weight in the loss of the numbers in observations (the paper: 0), to learn how a task reacts.
+      past_action_dropout: probability that the network does not see a past action, so that it cannot copy it: its
+        tokens read as the separator, and only the first of them is a target.
+      image_jitter: most change of contrast and brightness of a segment's pictures; 0.2 is a fifth. 0 for none.
       action_weight_exponent: an action of a control task weighs (tokens / action tokens of the task) to this power
         in the loss. 0 is the paper's: each target counts once. At 1 a task's share of the loss is its share of the
         tokens, so one action behind a picture or a grid of cells is not drowned by many that cost a few tokens each.
@@ -68,6 +72,9 @@ class SamplerConfig:
     prompt_share: float = 0.25
     prompt_steps: int = 2
     text_observation_weight: float = 1.0
+    observation_weight: float = 0.0
+    past_action_dropout: float = 0.0
+    image_jitter: float = 0.0
     action_weight_exponent: float = 0.0
     task_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
