@@ -264,14 +264,12 @@ def test_a_loss_that_is_not_finite_names_its_task(shards, tmp_path, config, monk
 
     def broken(model, hidden, targets, sigma):
         losses = real(model, hidden, targets, sigma)
-        return torch.where(targets.tasks == 1, torch.nan, losses) if broken.on else losses
+        return torch.where(targets.tasks == 1, torch.nan * losses, losses) if broken.on else losses
 
     broken.on = True
     monkeypatch.setattr(train_module, "target_losses", broken)
     config = dataclasses.replace(config, batch_size=8)
-    with pytest.raises(
-        train_module.NonFiniteLossError, match=f"step 0: loss nan.* first in task {broken_task}, in the"
-    ):
+    with pytest.raises(train_module.NonFiniteLossError, match=f"step 0: loss nan.*in task {broken_task}, in the gr"):
         train(Dataset.open(shards), tmp_path / "stopped", config)
     skipping = dataclasses.replace(config, non_finite="skip", steps=40)
     with pytest.raises(train_module.NonFiniteLossError, match="step 9: "):  # ten in a row are too many
