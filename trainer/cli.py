@@ -159,7 +159,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     from collectors.seeds import Purpose, episode_seeds
     from trainer import checkpoint
-    from trainer.evaluate import EvaluationJob, evaluate, film
+    from trainer.evaluate import EvaluationJob, evaluate, film, summarize
     from trainer.language import LanguageConfig, evaluate_language
     from trainer.policy import ActingConfig
     from trainer.shards import Dataset
@@ -198,10 +198,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         write_json(output / LANGUAGE_FILE, language)
     for task_id in progress(arguments.films or [], description="filming", unit="tasks"):
         film(job, task_id, output / "videos", Path(arguments.agents) if arguments.agents else None)
+    summary = summarize(results)
     if arguments.json:
-        print_json({"scores": scores, "language": _without_samples(language)})
+        print_json({"scores": scores, "summary": summary, "language": _without_samples(language)})
     else:
         _print_scores(scores, language)
+        if summary:
+            low, high = summary["interquartile_interval"]
+            print(f"interquartile mean {summary['interquartile_mean']:.1f}% ({low:.1f} to {high:.1f})")
     return 0
 
 
