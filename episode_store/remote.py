@@ -261,9 +261,8 @@ def _errors() -> tuple[type[BaseException], ...]:
 
 def _is_missing(error: BaseException) -> bool:
     """Whether a file is not there. fsspec's http says so of every failure; the cause tells them apart."""
-    if not isinstance(error, FileNotFoundError):
-        return False
-    failure = getattr(sys.modules.get("aiohttp"), "ClientError", OSError)
-    if isinstance(error.__cause__, failure | OSError):
-        return getattr(error.__cause__, "status", None) in (404, 410)
-    return True
+    cause = error.__cause__ or error
+    if getattr(cause, "status", None) in (404, 410):
+        return True
+    failure = getattr(sys.modules.get("aiohttp"), "ClientError", TimeoutError)
+    return isinstance(error, FileNotFoundError) and not isinstance(error.__cause__, failure | OSError)
