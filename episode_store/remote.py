@@ -115,11 +115,18 @@ class RemotePath:
           RemoteError: the place cannot be reached.
         """
         starts, stops = zip(*ranges, strict=True)
-        with self._told() as (system, path):
-            contents = system.cat_ranges([path] * len(ranges), list(starts), list(stops), on_error="return")
-            for content in contents:
-                if isinstance(content, BaseException):
-                    raise content
+        try:
+            with self._told() as (system, path):
+                contents = system.cat_ranges([path] * len(ranges), list(starts), list(stops), on_error="return")
+                for content in contents:
+                    if isinstance(content, BaseException):
+                        raise content
+        except RemoteError:
+            # Servers call a range behind the end an error.
+            with contextlib.suppress(RemoteError):
+                if (size := self.size()) < max(stops):
+                    raise CorruptionError(f"the file is cut short, {size} of {max(stops)} bytes are left") from None
+            raise
         for content, start, stop in zip(contents, starts, stops, strict=True):
             if len(content) > stop - start:
                 raise RemoteError(f"{self}: the server sent {len(content)} bytes for a range of {stop - start}")
