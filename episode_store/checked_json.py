@@ -65,6 +65,18 @@ def is_line(line: bytes) -> bool:
     return suffix == b'"crc32c":"%08x"}\n' % google_crc32c.value(prefix)
 
 
+def split_lines(content: bytes) -> tuple[list[bytes], bytes]:
+    """The lines of a file that is appended to, newlines included, and what a killed writer left of one more.
+
+    A line that lacks nothing but has another last byte was damaged: it counts as a line, whose check then fails.
+    """
+    complete, newline, tail = content.rpartition(b"\n")
+    lines = [line + b"\n" for line in complete.split(b"\n")] if newline else []
+    if is_line(tail[:-1] + b"\n"):
+        return [*lines, tail], b""
+    return lines, tail
+
+
 def read_file(path: StorePath) -> dict[str, Any]:
     """The object of a file of one checked line.
 

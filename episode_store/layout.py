@@ -88,7 +88,7 @@ def read_task(file: StorePath) -> TaskSpec:
     content = checked_json.read_file(file)
     try:
         task = TaskSpec.from_json(content)
-    except (KeyError, TypeError, ValueError, UserError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, UserError) as error:
         raise CorruptionError(f"{file}: is not a task: {error}") from None
     if f"{task_file_name(task.task_id)}.json" != file.name:
         raise CorruptionError(f"{file}: holds task {task.task_id}")

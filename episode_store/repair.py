@@ -185,7 +185,7 @@ class _Repair:
     def _quarantine(self) -> None:
         """Keeps the whole lines of a damaged table of refused episodes."""
         for file in sorted((self.path / layout.QUARANTINE_FOLDER).glob("*.jsonl")):
-            lines = [line + b"\n" for line in file.read_bytes().split(b"\n")[:-1]]
+            lines, _ = checked_json.split_lines(file.read_bytes())
             whole = [line for line in lines if checked_json.is_line(line)]
             if len(whole) < len(lines):
                 self._tell(f"{self._name(file)}: {len(lines) - len(whole)} damaged lines: set aside")

@@ -77,6 +77,7 @@ CODED_SCHEMA = pa.schema(
     ]
 )
 _MAX_JOURNAL_BYTES = 1 << 30
+_MAX_FILE_BYTES = 1 << 62
 
 
 def new_segment_name() -> str:
@@ -272,7 +273,7 @@ class IndexFile:
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except (pa.ArrowException, OSError, ValueError) as error:
+        except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
             raise CorruptionError(f"{self._path}: unexpected content: {error}") from None
 
 
@@ -305,9 +306,9 @@ def read_seal(files: SegmentFiles) -> dict[str, Any]:
         facts = {name: int(seal[name]) for name in ("num_episodes", "data_bytes", "index_bytes", "index_crc32c")}
         generation = int(seal.get("index_generation", 0))
         gaps = [(int(start), int(end)) for start, end in seal.get("gaps", [])]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CorruptionError(f"{files.seal}: lacks a fact: {error}") from None
-    if not 0 <= facts["num_episodes"] * ALIGNMENT <= facts["data_bytes"] or generation < 0:
+    if not 0 <= facts["num_episodes"] * ALIGNMENT <= facts["data_bytes"] <= _MAX_FILE_BYTES or generation < 0:
         raise CorruptionError(f"{files.seal}: {facts['num_episodes']} episodes in {facts['data_bytes']} bytes")
     return {**facts, "index_generation": generation, "gaps": gaps}
 
@@ -338,15 +339,12 @@ def _load_journal(files: SegmentFiles) -> SegmentIndex:
 
 
 def _parse_journal(files: SegmentFiles, content: bytes, *, alive: bool) -> SegmentIndex:
-    complete, newline, tail = content.rpartition(b"\n")
+    lines, tail = checked_json.split_lines(content)
     rows = [
-        checked_json.decode_line(line + b"\n", where=f"{files.journal} line {number}")
-        for number, line in enumerate(complete.split(b"\n") if newline else [], start=1)
+        checked_json.decode_line(line, where=f"{files.journal} line {number}")
+        for number, line in enumerate(lines, start=1)
     ]
     notes = []
-    # A line that is being written lacks its end; only damage gives one another end.
-    if tail and checked_json.is_line(tail[:-1] + b"\n"):
-        raise CorruptionError(f"{files.journal}: its last byte was changed")
     if tail and not alive:
         notes.append(f"a journal line cut short after {len(tail)} bytes")
     end = len(DATA_HEADER)
@@ -356,6 +354,8 @@ def _parse_journal(files: SegmentFiles, content: bytes, *, alive: bool) -> Segme
             end = max(end, int(row["offset"]) + int(row["record_bytes"]))
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptionError(f"{files.journal}: lacks a fact: {error}") from None
+    if end > _MAX_FILE_BYTES:
+        raise CorruptionError(f"{files.journal}: names byte {end} of its data file")
     if not alive:
         adopted, end, note = _adopt_records(files, end)
         rows += adopted
@@ -364,6 +364,9 @@ def _parse_journal(files: SegmentFiles, content: bytes, *, alive: bool) -> Segme
         table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise CorruptionError(f"{files.journal}: unexpected facts: {error}") from None
+    for field in INDEX_SCHEMA:
+        if not field.nullable and table[field.name].null_count:
+            raise CorruptionError(f"{files.journal}: {field.name} is missing in a line")
     index = SegmentIndex(
         files=files, source=table, num_rows=len(table), data_bytes=end, sealed=False, alive=alive, notes=notes
     )

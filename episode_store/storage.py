@@ -92,6 +92,8 @@ def read_exactly(path: StorePath, size: int) -> np.ndarray:
       CorruptionError: missing, or of another size.
       RemoteError: the place cannot be reached.
     """
+    if size < 0:
+        raise CorruptionError(f"{path}: expected {size} bytes")
     try:
         if size >= _MAPPED_BYTES and not isinstance(path, RemotePath):
             content = _map(path)

@@ -384,9 +384,9 @@ class EpisodeStore:
         """Episodes that writers refused under `on_invalid="quarantine"`, with the reason of each."""
         rows = []
         for file in layout.quarantine_files(self.path):
-            complete, newline, _ = storage.read_bytes(file, layout.MAX_QUARANTINE_BYTES).rpartition(b"\n")
-            for number, line in enumerate(complete.split(b"\n") if newline else [], start=1):
-                rows.append(checked_json.decode_line(line + b"\n", where=f"{file} line {number}"))
+            lines, _ = checked_json.split_lines(storage.read_bytes(file, layout.MAX_QUARANTINE_BYTES))
+            for number, line in enumerate(lines, start=1):
+                rows.append(checked_json.decode_line(line, where=f"{file} line {number}"))
         try:
             return pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA)
         except (pa.ArrowException, TypeError) as error:
