@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import importlib
 import importlib.metadata
 import json
 import os
@@ -180,6 +181,9 @@ def main() -> int:
     for kind in installed():
         if arguments.formats and kind.title not in arguments.formats:
             continue
+        # Once, before the forks.
+        for module in kind.modules:
+            importlib.import_module(module)
         with tempfile.TemporaryDirectory() as folder:
             try:
                 flipped = flips(kind, Path(folder), arguments.flips)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,6 +44,7 @@ class Ours:
     """This project's store."""
 
     title, package = "episode_store", "episode_store"
+    modules: tuple[str, ...] = ("episode_store.store", "episode_store.writer")
 
     def write(self, folder: Path, episodes: Iterator[Arrays], saved: Acknowledge) -> None:
         """Adds episodes; `saved` is called when the library says that one is kept."""
@@ -94,6 +94,7 @@ class _Arrow:
     """Shared by the Arrow formats: one row a step."""
 
     package = "pyarrow"
+    modules = ("pyarrow.parquet", "pyarrow.ipc")
 
     def table(self, arrays: Arrays) -> Any:
         """One episode."""
@@ -183,6 +184,7 @@ class Hdf5:
     """The layout of robomimic, one group an episode, flushed after each."""
 
     title, package = "HDF5, robomimic's layout", "h5py"
+    modules = ("h5py",)
 
     def write(self, folder: Path, episodes: Iterator[Arrays], saved: Acknowledge) -> None:
         """See `Ours`."""
@@ -209,6 +211,7 @@ class Minari:
     """Minari's own storage."""
 
     package = "minari"
+    modules = ("gymnasium", "minari.dataset.minari_storage", "minari.data_collector", "pyarrow.dataset")
     data_format = "hdf5"
     title = "Minari, HDF5"
 
@@ -261,12 +264,6 @@ class MinariArrow(Minari):
     data_format = "arrow"
 
 
-def _pack(arrays: Arrays) -> bytes:
-    sink = io.BytesIO()
-    np.savez_compressed(sink, **arrays)
-    return sink.getvalue()
-
-
 def _raw(arrays: Arrays) -> bytes:
     return b"".join(np.ascontiguousarray(arrays[name]).tobytes() for name in sorted(arrays))
 
@@ -283,6 +280,7 @@ class ArrayRecord:
     """Google's array_record, which TFDS uses; one record an episode."""
 
     title, package = "array_record", "array_record"
+    modules = ("array_record.python.array_record_module",)
 
     def write(self, folder: Path, episodes: Iterator[Arrays], saved: Acknowledge) -> None:
         """See `Ours`."""
@@ -307,6 +305,7 @@ class WebDataset:
     """WebDataset tars of 10 samples."""
 
     title, package = "WebDataset", "webdataset"
+    modules = ("webdataset",)
 
     def write(self, folder: Path, episodes: Iterator[Arrays], saved: Acknowledge) -> None:
         """See `Ours`."""
@@ -330,6 +329,7 @@ class Mds:
     """MosaicML's streaming, with hashes in its index."""
 
     title, package = "MDS (mosaicml-streaming)", "streaming"
+    modules = ("streaming",)
 
     def write(self, folder: Path, episodes: Iterator[Arrays], saved: Acknowledge) -> None:
         """See `Ours`."""
