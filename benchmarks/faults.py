@@ -173,7 +173,11 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20, metavar="N", help="killed writers a format (20)")
     parser.add_argument("--formats", nargs="*", metavar="TITLE", help="only these (all)")
     parser.add_argument("--date", default=time.strftime("%Y-%m-%d"), help=argparse.SUPPRESS)
+    parser.add_argument("--table", action="store_true", help="only print the newest results as Markdown")
     arguments = parser.parse_args()
+    if arguments.table:
+        print(table())
+        return 0
     if arguments.python and Path(arguments.python).absolute() != Path(sys.executable).absolute():
         command = [arguments.python, "-m", "benchmarks.faults", *_without_python(sys.argv[1:])]
         os.chdir(Path(__file__).parents[1])
@@ -197,6 +201,27 @@ def main() -> int:
             file.write(json.dumps({"name": "faults.kill", **facts, "kills": arguments.kills, **killed}) + "\n")
         print(f"| {kind.title} {facts['version']} | {flipped} | {killed} |", flush=True)
     return 0
+
+
+def table() -> str:
+    """The newest line of each format as a table in Markdown; docs/reliability.md has it."""
+    newest: dict[str, dict[str, dict[str, Any]]] = {}
+    for line in RESULTS.read_text().splitlines():
+        result = json.loads(line)
+        if result["name"] in ("faults.flips", "faults.kill"):
+            newest.setdefault(result["format"], {})[result["name"]] = result
+    rows = [
+        "| format | bits flipped | wrong data, no error | episodes missing, no error | error | same data | "
+        "episodes saved before `kill -9` | readable after it |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, found in newest.items():
+        flipped, killed = found["faults.flips"], found["faults.kill"]
+        counts = [flipped["flips"], flipped["wrong"], flipped["short"], flipped["told"] + flipped["crash or hang"]]
+        counts += [flipped["harmless"], killed["saved"], killed["readable"]]
+        title = f"{name} {flipped['version']}".strip()
+        rows.append("| " + " | ".join([title, *map(str, counts)]) + " |")
+    return "\n".join(rows)
 
 
 def _without_python(words: list[str]) -> list[str]:

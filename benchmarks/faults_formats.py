@@ -181,9 +181,9 @@ class ArrowIpc(_Arrow):
 
 
 class Hdf5:
-    """The layout of robomimic, one group an episode, flushed after each."""
+    """The layout of robomimic: frames gzipped, the rest raw; one group an episode, flushed after each."""
 
-    title, package = "HDF5, robomimic's layout", "h5py"
+    title, package = "HDF5 in robomimic's layout", "h5py"
     modules = ("h5py",)
 
     def write(self, folder: Path, episodes: Iterator[Arrays], saved: Acknowledge) -> None:
@@ -194,7 +194,7 @@ class Hdf5:
             for number, arrays in enumerate(episodes):
                 group = file.create_group(f"data/demo_{number}")
                 for name, values in arrays.items():
-                    group.create_dataset(name, data=values, compression="gzip", compression_opts=1)
+                    group.create_dataset(name, data=values, compression="gzip" if name == "frames" else None)
                 file.flush()
                 saved()
 
