@@ -163,16 +163,19 @@ def examine(source: str | Path, name: str | None = None, *, progress: Bar = no_b
     """What is wrong with a set: the name of its format, and findings.
 
     Args:
-      source: a folder or a file; an episode store of ours is verified.
+      source: a folder or a file; an episode store of ours, which may be a URL then, is verified.
       name: the format; found out by default.
       progress: wraps the episodes of a foreign set; of a store of ours any but `no_bar` shows the bar of `verify`.
 
     Raises:
       UserError: nothing there, or no format fits.
     """
+    shown = progress is not no_bar
+    if name == "store":
+        return name, examine_store(source, progress=shown)
     path = formats.existing_source(source)
-    if name == "store" or (name is None and (path / layout.MARKER).exists()):
-        return "store", examine_store(path, progress=progress is not no_bar)
+    if name is None and (path / layout.MARKER).exists():
+        return "store", examine_store(path, progress=shown)
     name = name or formats.detect_format(path)
     if name is None:
         raise UserError(
@@ -222,7 +225,7 @@ def examine_importer(open_set: Callable[[], Importer], source: Path, progress: B
     return [*importer.findings(), *refused, *lacking, fact]
 
 
-def examine_store(path: Path, *, progress: bool = False) -> list[Finding]:
+def examine_store(path: str | Path, *, progress: bool = False) -> list[Finding]:
     """The findings of `verify` on a store of ours.
 
     Raises:
