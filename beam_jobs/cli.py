@@ -6,6 +6,7 @@ import argparse
 import difflib
 import fnmatch
 import logging
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     report.add_argument("--shards", required=True, metavar="DIR", help="folder of finished shards")
     add_tasks(report)
+    pool = command.verb(
+        "worker-pool",
+        _worker_pool,
+        help="starts Python workers on a host of a cluster when the cluster asks for them (EXTERNAL environment)",
+        example="python -m beam_jobs worker-pool --port 50000",
+    )
+    pool.add_argument("--port", type=positive_int, required=True, metavar="N", help="where the cluster asks")
+    pool.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="interface to listen on (127.0.0.1)")
     return command.main(arguments)
 
 
@@ -201,6 +210,14 @@ def _filter_report(arguments: argparse.Namespace) -> int:
     ]
     header = ("task", "rule", "episodes", "copies", "kept", "random", "expert", "threshold", "min", "max")
     print_table(rows, (*header, "returns, min to max"))
+    return 0
+
+
+def _worker_pool(arguments: argparse.Namespace) -> int:
+    from beam_jobs.worker_pool import serve
+
+    print(f"worker pool at {arguments.host}:{arguments.port}", file=sys.stderr)
+    serve(arguments.host, arguments.port)
     return 0
 
 
