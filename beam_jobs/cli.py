@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from beam_jobs.content_filter import PersonalData
-from beam_jobs.files import read_json
+from beam_jobs.files import output_path, read_json
 from beam_jobs.return_filter import FilterRule
 from episode_store.command_line import (
     CommandLine,
@@ -105,7 +105,7 @@ def _build_shards(arguments: argparse.Namespace) -> int:
     store = EpisodeStore.open(arguments.store)
     config = BuildConfig(
         store=Path(arguments.store).resolve(),
-        output=Path(arguments.output).resolve(),
+        output=output_path(arguments.output),
         text_model=Path(arguments.text_model).resolve() if arguments.text_model else None,
         task_ids=tuple(sorted(store.find_tasks(arguments.tasks))),
         seed=arguments.seed,
@@ -180,7 +180,7 @@ def _print_summary(manifest: Mapping[str, Any]) -> None:
 def _filter_report(arguments: argparse.Namespace) -> int:
     from beam_jobs.commit import DATASET_FILE
 
-    manifest = read_json(Path(arguments.shards) / DATASET_FILE)
+    manifest = read_json(output_path(arguments.shards) / DATASET_FILE)
     if manifest is None or "filter_report" not in manifest:
         raise UserError(
             f"--shards {arguments.shards}: expected a folder of finished shards with {DATASET_FILE}, got none; "

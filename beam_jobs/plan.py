@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from beam_jobs.content_filter import CONTENT_FILTER_VERSION, PersonalData
+from beam_jobs.files import AnyPath
 from beam_jobs.return_filter import FilterReport, FilterRule, filter_task, keep_corpus
 from episode_store.errors import UserError
 from episode_store.spec import ArraySpec, Modality
@@ -45,7 +46,7 @@ class BuildConfig:
 
     Attributes:
       store: folder of the episode store.
-      output: folder of the shards.
+      output: folder of the shards, or its place in an object store.
       text_model: SentencePiece model; None when no task has text.
       task_ids: tasks to build, sorted.
       seed: decides shard membership and order.
@@ -59,8 +60,8 @@ class BuildConfig:
     """
 
     store: Path
-    output: Path
-    text_model: Path | None
+    output: AnyPath
+    text_model: AnyPath | None
     task_ids: tuple[str, ...]
     seed: int = 0
     rule: FilterRule = FilterRule.NORMALIZED

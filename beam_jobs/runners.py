@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import apache_beam as beam
+import grpc
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability import python_urns
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
@@ -97,7 +98,8 @@ def run(
 ) -> None:
     """Runs a pipeline to its end, calling `on_tick` now and then.
 
-    The runner works in a thread of its own, since a local runner waits for ever for a worker that was killed.
+    The wait for the end has a thread of its own, since a local runner waits for ever for a worker that was killed.
+    Other runners are started in this one: they want to be told of Ctrl-C.
 
     Args:
       build: adds the steps.
@@ -116,12 +118,17 @@ def run(
     died.unlink(missing_ok=True)
     # Only processes need an object; by its name in the flags, a runner cannot be told how to start them.
     runner = FnApiRunner(default_environment=_worker_processes(log_folder, died)) if workers > 1 else None
+    pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(list(flags)))
+    build(pipeline)
+    is_local = _runner_of(flags) == LOCAL_RUNNER
+    try:
+        started = None if is_local else pipeline.run()
+    except (RuntimeError, ValueError, OSError, grpc.RpcError) as error:
+        raise UserError(f"{_runner_of(flags)} could not be started: {_last_line(error)}") from error
 
     def work() -> None:
         try:
-            pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(list(flags)))
-            build(pipeline)
-            pipeline.run().wait_until_finish()
+            (started or pipeline.run()).wait_until_finish()
         except BaseException as error:  # noqa: BLE001 - handed to the caller below
             outcome.append(error)
         else:
@@ -134,6 +141,8 @@ def run(
             _wait(thread, died, timeout_seconds, on_tick)
         finally:
             if thread.is_alive():
+                if started is not None:
+                    started.cancel()
                 _end_children()
     if outcome[0] is not None:
         raise _translated(outcome[0]) from outcome[0]
@@ -196,6 +205,13 @@ def _translated(error: BaseException) -> BaseException:
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     found = _USER_ERROR.findall(text)
     return UserError(found[-1]) if found else error
+
+
+def _last_line(error: BaseException) -> str:
+    """What happened, of a message that may go on for pages."""
+    text = error.details() if isinstance(error, grpc.Call) else str(error)
+    lines = (text or type(error).__name__).strip().splitlines()
+    return lines[-1][:300]
 
 
 def _runner_of(flags: Sequence[str]) -> str | None:

@@ -1,7 +1,7 @@
 """The Python workers of a cluster's host: whatever executes the pipeline there asks this service to start them.
 
-Beam's own `worker_pool_main` listens on all interfaces, starts whatever `python` is first in PATH, and stops a worker by
-a name that two TaskManagers of one host both use: each stops the other's, and the job starts again for ever.
+Beam's own `worker_pool_main` listens on all interfaces, starts whatever `python` is first in PATH, and stops a worker
+by a name that two TaskManagers of one host both use: each stops the other's, and the job starts again and again.
 """
 
 from __future__ import annotations
@@ -54,6 +54,6 @@ def serve(host: str, port: int) -> None:
     try:
         server.add_insecure_port(f"{host}:{port}")
     except RuntimeError:
-        raise UserError(f"{host}:{port}: cannot listen there; take another --port, or a --host of this machine") from None
+        raise UserError(f"{host}:{port}: cannot listen there; take another --port or --host") from None
     server.start()
     server.wait_for_termination()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ _MEMORY = {
     "taskmanager.memory.jvm-overhead.min": "192m",
     "taskmanager.memory.jvm-overhead.max": "192m",
 }
+_JOB_SERVER = "org.apache.beam.runners.flink.FlinkJobServerDriver"
 _LOGGING = """rootLogger.level = INFO
 rootLogger.appenderRef.console.ref = console
 appender.console.name = console
@@ -153,12 +156,20 @@ class Flink:
         }
         return "".join(f"{key}: {value}\n" for key, value in settings.items())
 
+    def write_job_server_jar(self, path: Path) -> Path:
+        """The job server as the one jar that Beam's FlinkRunner starts: it names the others."""
+        places = " ".join(jar.as_uri() for jar in _job_server_jars())
+        lines = ["Manifest-Version: 1.0", f"Main-Class: {_JOB_SERVER}", f"Class-Path: {places}"]
+        # A line of a manifest has at most 72 bytes; the next one goes on after a space.
+        text = "".join("\n ".join(re.findall(".{1,70}", line)) + "\n" for line in lines)
+        with zipfile.ZipFile(path, "w") as jar:
+            jar.writestr("META-INF/MANIFEST.MF", text)
+        return path
+
     def _job_server(self) -> list[str]:
-        jars = [*sorted(parts.job_server_jars().glob("*.jar")), *sorted(parts.flink_jars().glob("log4j-*.jar"))]
-        command = ["java", "-Xmx512m", *_QUICK, *_OPENS, self._log_flag(), "-cp", ":".join(map(str, jars))]
+        jars = ":".join(map(str, _job_server_jars()))
         return [
-            *command,
-            "org.apache.beam.runners.flink.FlinkJobServerDriver",
+            *["java", "-Xmx512m", *_QUICK, *_OPENS, self._log_flag(), "-cp", jars, _JOB_SERVER],
             f"--flink-master={self.master}",
             "--job-host=localhost",
             f"--job-port={self._job}",
@@ -172,6 +183,10 @@ class Flink:
 
     def _log_flag(self) -> str:
         return f"-Dlog4j.configurationFile={self._folder / 'conf' / 'log4j.properties'}"
+
+
+def _job_server_jars() -> list[Path]:
+    return [*sorted(parts.job_server_jars().glob("*.jar")), *sorted(parts.flink_jars().glob("log4j-*.jar"))]
 
 
 @contextlib.contextmanager
