@@ -104,7 +104,7 @@ def _build_shards(arguments: argparse.Namespace) -> int:
 
     store = EpisodeStore.open(arguments.store)
     config = BuildConfig(
-        store=Path(arguments.store).resolve(),
+        store=store.path.resolve() if isinstance(store.path, Path) else store.path,
         output=output_path(arguments.output),
         text_model=Path(arguments.text_model).resolve() if arguments.text_model else None,
         task_ids=tuple(sorted(store.find_tasks(arguments.tasks))),

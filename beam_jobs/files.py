@@ -11,6 +11,7 @@ from typing import Any
 
 from beam_jobs.object_path import ObjectPath
 from episode_store import files
+from episode_store.storage import locate
 
 BLOCK_BYTES = 1 << 20
 
@@ -20,7 +21,8 @@ AnyPath = Path | ObjectPath
 
 def output_path(text: str) -> AnyPath:
     """An absolute path, or a place in an object store when `text` is a URL."""
-    return ObjectPath(text.rstrip("/")) if "://" in text else Path(text).resolve()
+    place = locate(text)
+    return place.resolve() if isinstance(place, Path) else ObjectPath(place.url)
 
 
 def write_bytes(path: AnyPath, data: bytes) -> None:

@@ -15,7 +15,7 @@ from beam_jobs.content_filter import personal_data_filter
 from beam_jobs.files import AnyPath, file_facts, new_file, read_json, sync_folder, write_json
 from beam_jobs.plan import BuildConfig, ShardPlan, fingerprint
 from beam_jobs.write_shards import TarShard, sample_size
-from episode_store.errors import UserError
+from episode_store.errors import RemoteError, UserError
 from episode_store.store import EpisodeStore
 from tokenization.episode_tokenizer import EpisodeTokenizer
 from tokenization.shard_format import encode_pack
@@ -148,6 +148,8 @@ class ShardBuilder:
                     episode = verdict.episode
                 # Id and hash are the store's, also where the content filter changed a text.
                 yield tokenizer.encode(episode, episode_id=episode_id, content_hash=content_hash)
+            except RemoteError:
+                raise  # nothing is wrong with the episode: the engine tries again
             except POISON as error:
                 rejected.append(_rejection(plan, episode_id, "unreadable", f"{type(error).__name__}: {error}"))
                 continue

@@ -13,7 +13,7 @@ from episode_store import cli_formats, cli_versions, command_line, layout, versi
 from episode_store.command_line import CommandLine
 from episode_store.episode import Episode
 from episode_store.spec import FieldValues
-from episode_store.store import EpisodeStore, file_sizes
+from episode_store.store import EpisodeStore
 from episode_store.verify import verify_store
 
 
@@ -115,8 +115,8 @@ def _list(namespace: argparse.Namespace) -> int:
         for task in tasks
     ]
     command_line.print_table(rows, ("task", "episodes", "steps", "mean return", "min", "max", "MB", "agents"))
-    total = sum(task["episodes"] for task in tasks)
-    print(f"{total} episodes in {len(tasks)} tasks, {file_sizes(store.path) / 1e6:.1f} MB, {quarantined} quarantined")
+    total, stored = (sum(task[name] for task in tasks) for name in ("episodes", "stored_bytes"))
+    print(f"{total} episodes in {len(tasks)} tasks, {stored / 1e6:.1f} MB, {quarantined} quarantined")
     if found:
         print()
         facts = [

@@ -158,14 +158,16 @@ def examine(source: str | Path, name: str | None = None) -> tuple[str, list[Find
     """What is wrong with a set: the name of its format, and findings.
 
     Args:
-      source: a folder or a file; an episode store of ours is verified.
+      source: a folder or a file; an episode store of ours, which may be a URL then, is verified.
       name: the format; found out by default.
 
     Raises:
       UserError: nothing there, or no format fits.
     """
+    if name == "store":
+        return name, examine_store(source)
     path = formats.existing_source(source)
-    if name == "store" or (name is None and (path / layout.MARKER).exists()):
+    if name is None and (path / layout.MARKER).exists():
         return "store", examine_store(path)
     name = name or formats.detect_format(path)
     if name is None:
@@ -215,7 +217,7 @@ def examine_importer(open_set: Callable[[], Importer], source: Path) -> list[Fin
     return [*importer.findings(), *refused, *lacking, fact]
 
 
-def examine_store(path: Path) -> list[Finding]:
+def examine_store(path: str | Path) -> list[Finding]:
     """The findings of `verify` on a store of ours.
 
     Raises:

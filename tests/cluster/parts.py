@@ -1,6 +1,7 @@
 """The engines' parts, pinned: fetched once by pip, Maven and Go into a cache folder, checked, and kept.
 
-`python tests/cluster/parts.py` fetches what is missing and says in one line each what has to be installed first.
+`python tests/cluster/parts.py` fetches what is missing, or says in one line each what has to be installed first, and
+prints where the S3 server lies.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def fetch() -> None:
     }
     missing = {folder: make for folder, make in makers.items() if not folder.is_dir()}
     if missing:
-        print(f"fetching {', '.join(folder.name for folder in missing)} into {cache_folder()} (once)", flush=True)
+        print(f"fetching {', '.join(folder.name for folder in missing)} into {cache_folder()} (once)", file=sys.stderr)
     with concurrent.futures.ThreadPoolExecutor(len(makers)) as pool:
         for done in [pool.submit(_make, folder, make) for folder, make in missing.items()]:
             done.result()
@@ -173,7 +174,10 @@ def main() -> int:
             lines = [str(error)]
     for line in lines:
         print(line, file=sys.stderr)
-    return 2 if lines else 0
+    if lines:
+        return 2
+    print(versitygw())
+    return 0
 
 
 if __name__ == "__main__":
