@@ -14,7 +14,7 @@ from episode_store.errors import UserError
 from episode_store.files import TEMPORARY_SUFFIX, sync_folder, write_json
 from tokenization.vocabulary import VOCABULARY_SIZE
 
-FORMAT = "gato-shards-v1"
+FORMAT = "gato-shards-v2"
 DATASET_FILE = "dataset.json"
 FILTER_REPORT_FILE = "filter_report.json"
 WIDS_FILE = "wids-{split}.json"
