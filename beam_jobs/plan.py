@@ -69,7 +69,7 @@ class BuildConfig:
     personal_data: PersonalData = PersonalData.MASK
     max_shard_bytes: int = 32 * 2**20
     max_pack_tokens: int = 262_144
-    max_pack_patch_bytes: int = 16 * 2**20
+    max_pack_patch_bytes: int = 4 * 2**20
     max_pack_episodes: int = 1_024
     max_rejected_share: float = 0.05
 

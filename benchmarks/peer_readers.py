@@ -1,10 +1,10 @@
-"""Reads training sequences with a peer's own package: `python -P peer_readers.py PEER FOLDER`, in the peers' environment.
+"""Reads training sequences with a peer's package: `python -P peer_readers.py PEER FOLDER` in the peers' environment.
 
 FOLDER holds raw arrays that `benchmarks/shards.py` made: tokens.npy uint16 [n, 1024], targets.npy uint8 [n, 1024] and,
 for sequences with images, patches.npy uint8 [m, 16, 16, 3] and patch_offsets.npy int64 [n + 1]. The peer writes them in
-its own format beside them, one sequence an item (its settings as its documentation advises for speed), prints the
-CRC-32 of everything it reads back, and then for each line on its input reads all of them once and prints the seconds of
-its CPU, all threads included. A sequence read is a tuple of arrays: tokens, targets and, if any, patches.
+its own format beside them, one sequence an item, prints "ready" if it reads back the same bytes, and then for each line
+on its input reads all of them once and prints the seconds of its CPU, all threads included. A sequence read is a tuple
+of arrays: tokens, targets and, if any, patches.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _DTYPES = (np.uint16, np.uint8, np.uint8)
 
 
 def litdata(source: Source, folder: Path) -> Callable[[], Iterable[Sequence]]:
-    """One item a sequence; chunks of 64 MB, zstd for images."""
+    """One item a sequence, chunks of 64 MB."""
     from litdata import StreamingDataset
     from litdata.streaming.writer import BinaryWriter
 
-    writer = BinaryWriter(str(folder), chunk_bytes="64MB", compression="zstd" if source.has_patches else None)
+    writer = BinaryWriter(str(folder), chunk_bytes="64MB")
     for number, sequence in enumerate(source):
         writer[number] = dict(zip(source.names, sequence, strict=True))
     writer.done()
@@ -58,17 +58,15 @@ def litdata_tokens(source: Source, folder: Path) -> Callable[[], Iterable[Sequen
 
 
 def mds(source: Source, folder: Path) -> Callable[[], Iterable[Sequence]]:
-    """One sample a sequence; zstd-1 for images, unpacked on the disk before the first pass."""
+    """One sample a sequence."""
     from streaming import MDSWriter, StreamingDataset
 
     columns = {"tokens": "ndarray:uint16:1024", "targets": "ndarray:uint8:1024", "patches": "ndarray:uint8"}
     columns = {name: columns[name] for name in source.names}
-    compression = "zstd:1" if source.has_patches else None
-    with MDSWriter(out=str(folder / "remote"), columns=columns, compression=compression) as writer:
+    with MDSWriter(out=str(folder), columns=columns) as writer:
         for sequence in source:
             writer.write(dict(zip(source.names, sequence, strict=True)))
-    remote = {"remote": str(folder / "remote"), "local": str(folder / "local")}
-    dataset = StreamingDataset(**remote, shuffle=False, batch_size=1)
+    dataset = StreamingDataset(local=str(folder), shuffle=False, batch_size=1)
 
     def read() -> Iterator[Sequence]:
         for number in range(len(dataset)):  # as fast as iterating, without threads that read ahead
@@ -79,12 +77,12 @@ def mds(source: Source, folder: Path) -> Callable[[], Iterable[Sequence]]:
 
 
 def grain(source: Source, folder: Path) -> Callable[[], Iterable[Sequence]]:
-    """ArrayRecord, one record a sequence; zstd-1 for images."""
+    """ArrayRecord, one record a sequence."""
     import grain.python as pygrain
     from array_record.python.array_record_module import ArrayRecordWriter
 
     path = str(folder / "data.array_record")
-    writer = ArrayRecordWriter(path, "group_size:1,zstd:1" if source.has_patches else "group_size:1,uncompressed")
+    writer = ArrayRecordWriter(path, "group_size:1,uncompressed")
     for sequence in source:
         writer.write(b"".join(array.tobytes() for array in sequence))
     writer.close()

@@ -37,6 +37,7 @@ from tokenization.image_patches import PATCH_SHAPE, unique_patches
 from tokenization.token_sequence import TokenSequence
 from tokenization.vocabulary import PATCH_PLACEHOLDER
 
+FORMAT = "gato-shards-v2"  # of a folder of shards, as dataset.json names it
 ZSTD_LEVEL = 1
 MAX_PATCHES_BYTES = 1 << 31  # of the patches of one pack, decompressed
 

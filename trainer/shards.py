@@ -14,7 +14,7 @@ import numpy as np
 from episode_store.command_line import progress
 from episode_store.errors import UserError
 from episode_store.task import TaskSpec
-from tokenization.shard_format import Pack, decode_pack
+from tokenization.shard_format import FORMAT, Pack, decode_pack
 from tokenization.text import TextTokenizer
 from tokenization.token_sequence import TokenSequence, observation_positions
 from tokenization.vocabulary import PATCH_PLACEHOLDER, VOCABULARY_SIZE
@@ -93,7 +93,7 @@ class Dataset:
         """Reads `dataset.json`.
 
         Raises:
-          UserError: when the folder holds no complete shards, or those of another vocabulary.
+          UserError: when the folder holds no complete shards, or those of another format or vocabulary.
         """
         path = Path(path)
         file = path / DATASET_FILE
@@ -105,6 +105,10 @@ class Dataset:
             info = json.loads(file.read_text())
         except ValueError as error:
             raise UserError(f"{file}: not JSON ({error}); build the shards again") from None
+        if info.get("format") != FORMAT:
+            raise UserError(
+                f"{file}: expected format {FORMAT}, got {info.get('format')}; run `beam_jobs build-shards` again"
+            )
         if info.get("vocabulary_size") != VOCABULARY_SIZE:
             raise UserError(f"{file}: expected vocabulary {VOCABULARY_SIZE}, got {info.get('vocabulary_size')}")
         return cls(path=path, info=info)
