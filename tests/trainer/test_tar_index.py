@@ -34,7 +34,7 @@ def test_names_that_are_not_ascii() -> None:
 def test_every_flipped_bit_of_a_header_is_noticed() -> None:
     whole = archive({"a.npy": b"x" * 600})
     for bit in range(512 * 8):
-        if bit // 8 in (154, 155):  # what follows the digits of the checksum may be a space or a zero
+        if 148 <= bit // 8 < 156 and bit % 8 in (4, 5):  # a space, a zero or a NUL beside the checksum's digits
             continue
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << (bit % 8)
