@@ -29,7 +29,7 @@ from beam_jobs.shard_builder import packs_of
 from beam_jobs.write_shards import TarShard
 from benchmarks.measure import Race, cpu_seconds
 from benchmarks.peer_readers import PEERS, Sequence, Source, checksum, count
-from tokenization.image_patches import PATCH_SHAPE, patch_intervals, patchify, unique_patches_of_frames
+from tokenization.image_patches import PATCH_SHAPE, patch_intervals, unique_patches_of_frames
 from tokenization.shard_format import encode_pack
 from tokenization.token_sequence import TokenSequence
 from tokenization.vocabulary import PATCH_PLACEHOLDER, SEPARATOR
@@ -160,7 +160,7 @@ def image_episode(seed: int) -> TokenSequence:
         frame[-4:, place : place + 16] = 92, 186, 92
     tokens = np.full((_IMAGE_STEPS, _STEP_PATCHES + 2), PATCH_PLACEHOLDER, np.uint16)
     tokens[:, _STEP_PATCHES:] = SEPARATOR, 1
-    patches, index = unique_patches_of_frames(patchify(frames))
+    patches, index = unique_patches_of_frames([frames])
     images = {
         "patches": patches,
         "patch_index": index.reshape(-1),
