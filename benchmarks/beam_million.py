@@ -49,7 +49,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 before, began = peak(), time.perf_counter()
 columns = ["task_id", "episode_id", "content_hash"]
-table = pa.concat_tables(pq.read_table(path, columns=columns) for path in glob.glob(sys.argv[1] + "/segments/*.parquet"))
+paths = glob.glob(sys.argv[1] + "/segments/*.parquet")
+table = pa.concat_tables(pq.read_table(path, columns=columns) for path in paths)
 numbers = pa.array([int(each[:6], 16) % 100 for each in table["episode_id"].to_pylist()])
 groups = table.append_column("shard", numbers).group_by(["task_id", "shard"]).aggregate(
     [("episode_id", "list"), ("content_hash", "list")]).to_pylist()

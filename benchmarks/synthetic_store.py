@@ -1,8 +1,8 @@
 """Stores of any size for benchmarks of jobs: episodes of images and of floats, each different from all others.
 
-Of every 10 raw bytes, 4.5 are frames of 96x96 and 4.5 frames of Atari's 210x160, both RGB: a ball and a paddle move over
-a background that each episode has for itself. 1 is 40 floats a step with 8 continuous actions. The store keeps frames in
-about a hundredth of their raw size, and floats as they are.
+Of every 10 raw bytes, 4.5 are frames of 96x96 and 4.5 frames of Atari's 210x160, both RGB: a ball and a paddle move
+over a background that each episode has for itself. 1 is 40 floats a step with 8 continuous actions. The store keeps
+frames in about a hundredth of their raw size, and floats as they are.
 """
 
 from __future__ import annotations
