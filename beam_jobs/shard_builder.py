@@ -80,6 +80,7 @@ class ShardBuilder:
         if record and record.get("fingerprint") == shard_fingerprint and _files_are_there(self.config.output, record):
             return record
         record = self._write(plan, shard_fingerprint)
+        self.store.unmap()
         # The record comes after the files it vouches for.
         sync_folder(self.config.output)
         write_json(record_path, record)

@@ -113,13 +113,19 @@ def hf_datasets(source: Source, folder: Path) -> Callable[[], Iterable[Sequence]
 
     made = datasets.Dataset.from_generator(rows, features=datasets.Features(features), cache_dir=str(folder / "cache"))
     made.save_to_disk(str(folder / "data"))
-    dataset = datasets.load_from_disk(str(folder / "data")).with_format("numpy")
+    dataset = datasets.load_from_disk(str(folder / "data"))
+    if source.has_patches:
+        dataset = dataset.with_format("arrow")  # as NumPy, its bytes lose the zeros at their end
+    else:
+        dataset = dataset.with_format("numpy")
 
     def read() -> Iterator[Sequence]:
         for batch in dataset.iter(batch_size=_BATCH):
             if source.has_patches:
-                frames = (np.frombuffer(data, np.uint8).reshape(-1, *_PATCH) for data in batch["patches"])
-                yield from zip(batch["tokens"], batch["targets"], frames, strict=True)
+                columns = [batch[name].combine_chunks() for name in source.names]
+                tokens, targets = (column.flatten().to_numpy().reshape(-1, 1_024) for column in columns[:2])
+                frames = (np.frombuffer(value.as_buffer(), np.uint8).reshape(-1, *_PATCH) for value in columns[2])
+                yield from zip(tokens, targets, frames, strict=True)
             else:
                 yield from zip(batch["tokens"], batch["targets"], strict=True)
 
