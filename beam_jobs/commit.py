@@ -12,9 +12,9 @@ from beam_jobs.plan import TaskPlan, fingerprint
 from beam_jobs.shard_builder import RECORDS_FOLDER, TEXT_MODEL_FILE, ShardBuilder, code_fingerprint
 from episode_store.errors import UserError
 from episode_store.files import TEMPORARY_SUFFIX
+from tokenization.shard_format import FORMAT
 from tokenization.vocabulary import VOCABULARY_SIZE
 
-FORMAT = "gato-shards-v1"
 DATASET_FILE = "dataset.json"
 FILTER_REPORT_FILE = "filter_report.json"
 WIDS_FILE = "wids-{split}.json"

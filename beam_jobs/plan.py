@@ -56,7 +56,7 @@ class BuildConfig:
       holdout: share of a corpus that becomes the split "validation", 0 <= holdout < 1.
       personal_data: what the content filter does to corpora.
       max_shard_bytes: no file grows beyond this, but for a single sample that is larger.
-      max_pack_tokens, max_pack_episodes: a sample is closed when it reaches either.
+      max_pack_tokens, max_pack_patch_bytes, max_pack_episodes: a sample is closed when it reaches any of them.
       max_rejected_share: the job fails when more of the episodes than this cannot be read or tokenized.
     """
 
@@ -70,8 +70,9 @@ class BuildConfig:
     holdout: float = DEFAULT_HOLDOUT
     personal_data: PersonalData = PersonalData.MASK
     max_shard_bytes: int = 32 * 2**20
-    max_pack_tokens: int = 65_536
-    max_pack_episodes: int = 256
+    max_pack_tokens: int = 262_144
+    max_pack_patch_bytes: int = 4 * 2**20
+    max_pack_episodes: int = 1_024
     max_rejected_share: float = 0.05
 
     def settings(self) -> dict[str, Any]:
@@ -85,6 +86,7 @@ class BuildConfig:
             "personal_data": str(self.personal_data),
             "max_shard_bytes": self.max_shard_bytes,
             "max_pack_tokens": self.max_pack_tokens,
+            "max_pack_patch_bytes": self.max_pack_patch_bytes,
             "max_pack_episodes": self.max_pack_episodes,
         }
 

@@ -80,6 +80,7 @@ class ShardBuilder:
         if record and record.get("fingerprint") == shard_fingerprint and _files_are_there(self.config.output, record):
             return record
         record = self._write(plan, shard_fingerprint)
+        self.store.unmap()
         # The record comes after the files it vouches for.
         sync_folder(self.config.output)
         write_json(record_path, record)
@@ -88,7 +89,7 @@ class ShardBuilder:
     def _write(self, plan: ShardPlan, shard_fingerprint: str) -> dict[str, Any]:
         rejected: list[dict[str, str]] = []
         changes: Counter[str] = Counter()
-        packs = _packs(self._sequences(plan, rejected, changes), self.config)
+        packs = packs_of(self._sequences(plan, rejected, changes), self.config)
         files: list[dict[str, Any]] = []
         pack = next(packs, None)
         while pack is not None:
@@ -161,16 +162,21 @@ class ShardBuilder:
         return self._tokenizers[task_id]
 
 
-def _packs(sequences: Iterator[TokenSequence], config: BuildConfig) -> Iterator[list[TokenSequence]]:
+def packs_of(sequences: Iterator[TokenSequence], config: BuildConfig) -> Iterator[list[TokenSequence]]:
     """Groups sequences into samples; each holds at least one."""
     pack: list[TokenSequence] = []
-    num_tokens = 0
+    num_tokens = num_patch_bytes = 0
     for sequence in sequences:
         pack.append(sequence)
         num_tokens += sequence.num_tokens
-        if num_tokens >= config.max_pack_tokens or len(pack) >= config.max_pack_episodes:
+        num_patch_bytes += sequence.patches.nbytes
+        if (
+            num_tokens >= config.max_pack_tokens
+            or num_patch_bytes >= config.max_pack_patch_bytes
+            or len(pack) >= config.max_pack_episodes
+        ):
             yield pack
-            pack, num_tokens = [], 0
+            pack, num_tokens, num_patch_bytes = [], 0, 0
     if pack:
         yield pack
 

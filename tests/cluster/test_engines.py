@@ -34,7 +34,8 @@ def test_flink(shards_job: Job, tmp_path: Path, flink_cluster: Flink) -> None:
 def test_local_runner_writes_to_s3(shards_job: Job, s3_server: S3Server) -> None:
     output = f"s3://{BUCKET}/local/shards"
     environment = s3_server.environment
-    shards_job.check(shards_job.start(output, environment=environment), s3_server.folder / "local" / "shards")
+    driver = shards_job.start(output, "--workers=2", environment=environment)
+    shards_job.check(driver, s3_server.folder / "local" / "shards")
     told, errors = shards_job.start(output, environment=environment).communicate()
     assert '"built": false' in told, errors
     victim = next((s3_server.folder / "local" / "shards").glob("*.tar"))
