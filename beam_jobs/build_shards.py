@@ -6,9 +6,11 @@ whole files. It is one chain without side outputs, state or windows, because som
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -135,14 +137,15 @@ def build_shards(
 
     def run(builder: ShardBuilder, tick: Callable[[], None]) -> None:
         job = commit.take_over(config.output)
-        runners.run(
-            lambda pipeline: build_pipeline(pipeline, worker_config, builder.store, job),
-            flags,
-            workers=workers,
-            log_folder=_log_folder(config.output),
-            timeout_seconds=timeout_seconds,
-            on_tick=tick,
-        )
+        with _log_folder(config.output) as log_folder:
+            runners.run(
+                lambda pipeline: build_pipeline(pipeline, worker_config, builder.store, job),
+                flags,
+                workers=workers,
+                log_folder=log_folder,
+                timeout_seconds=timeout_seconds,
+                on_tick=tick,
+            )
 
     return _prepare_and_run(config, run, on_progress)
 
@@ -185,7 +188,10 @@ def _prepare_and_run(
         pending = dict(expected)
 
         def tick() -> None:
+            there = {path.name for path in records.iterdir()}
             for name, its_fingerprint in list(pending.items()):
+                if f"{name}.json" not in there:
+                    continue
                 if (read_json(records / f"{name}.json") or {}).get("fingerprint") == its_fingerprint:
                     del pending[name]
             if on_progress:
@@ -201,9 +207,15 @@ def _prepare_and_run(
         return manifest, True
 
 
-def _log_folder(output: AnyPath) -> Path:
-    """Where worker processes of this machine print to."""
-    return output / RECORDS_FOLDER if isinstance(output, Path) else Path(tempfile.mkdtemp(prefix="build-shards-"))
+@contextlib.contextmanager
+def _log_folder(output: AnyPath) -> Iterator[Path]:
+    """Where worker processes of this machine print to; kept after an error, which names it."""
+    if isinstance(output, Path):
+        yield output / RECORDS_FOLDER
+    else:
+        folder = Path(tempfile.mkdtemp(prefix="build-shards-"))
+        yield folder
+        shutil.rmtree(folder)
 
 
 def _check_output(output: AnyPath) -> None:

@@ -152,7 +152,9 @@ class ShardBuilder:
             except RemoteError:
                 raise  # nothing is wrong with the episode: the engine tries again
             except POISON as error:
-                rejected.append(_rejection(plan, episode_id, "unreadable", f"{type(error).__name__}: {error}"))
+                # Where the store lies is no fact of the shards.
+                reason = str(error).replace(f"{self.store.path}/", "")
+                rejected.append(_rejection(plan, episode_id, "unreadable", f"{type(error).__name__}: {reason}"))
                 continue
 
     def tokenizer(self, task_id: str) -> EpisodeTokenizer:
