@@ -285,6 +285,10 @@ class EpisodeStore:
         except (CorruptionError, RemoteError) as error:
             raise type(error)(f"{self._where(row)}: {error}") from None
 
+    def unmap(self) -> None:
+        """Lets go of mapped files, so that a process's memory does not grow with what it has read; views stay valid."""
+        self._maps.clear()
+
     def read_record(self, record: Record, header: RecordHeader) -> Episode:
         """The episode of a record that was found without the index; for `verify`.
 
