@@ -113,7 +113,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, relative: Relati
             return functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         bias = _future(length, query.dtype, query.device).expand(query.shape[0] * query.shape[1], -1, -1)
     else:
-        position_scores = _shifted(relative.scores(query, length)) * scale
+        position_scores = shifted_scores(relative.scores(query, length)) * scale
         bias = position_scores + _future(length, query.dtype, query.device)
         query = query + relative.content_bias[:, None].to(query.dtype)
         if fused:
@@ -124,7 +124,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, relative: Relati
     return torch.bmm(scores.softmax(-1).to(value.dtype), flat[2]).view_as(query)
 
 
-def _shifted(scores: Tensor) -> Tensor:
+def shifted_scores(scores: Tensor) -> Tensor:
     """From scores by distance, L - 1 first [..., L, L], to scores by key: row i moves L - 1 - i places to the left.
 
     What wraps around lies in the future.

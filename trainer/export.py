@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from episode_store.errors import UserError
 from episode_store.files import write_bytes, write_json
 from tokenization.image_patches import NUM_POSITIONS, PATCH_SHAPE
 from tokenization.vocabulary import CONTINUOUS_OFFSET, NUM_BINS, NUM_DISCRETE, SEPARATOR, VOCABULARY_SIZE
 from trainer import checkpoint
-from trainer.attention import Relative, causal_attention
+from trainer.attention import Relative, shifted_scores
 from trainer.model import Generalist, ModelInput, num_parameters
 from trainer.shards import TEXT_MODEL_FILE, Dataset
 
@@ -39,15 +40,21 @@ class _WholeSequence:
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, *, block: int, relative: Relative | None = None
     ) -> Tensor:
-        parts = [part.transpose(0, 1)[None] for part in (query, key, value)]
-        return causal_attention(parts[0], parts[1], parts[2], relative)[0].transpose(0, 1)
+        query, key, value = (part.transpose(0, 1)[None] for part in (query, key, value))  # [1, H, N, K]
+        mask = None
+        if relative is not None:
+            mask = shifted_scores(relative.scores(query, self.num_distances)) * query.shape[-1] ** -0.5
+            mask = mask + torch.full_like(mask[0, 0], float("-inf")).triu(1)
+            query = query + relative.content_bias[:, None]
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
+        return mixed[0].transpose(0, 1)
 
 
 class Program(nn.Module):
     """What `program.pt2` computes.
 
-    A token and a patch of no meaning are laid behind the sequence, where nothing sees them: so there is always a picture
-    to embed, and one program serves sequences with and without.
+    A token and a patch of no meaning are laid behind the sequence, where nothing sees them: so there is always a
+    picture to embed, and one program serves sequences with and without.
     """
 
     def __init__(self, model: Generalist) -> None:
