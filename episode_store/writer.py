@@ -23,7 +23,7 @@ from episode_store.episode import Episode
 from episode_store.episode_ids import IdSet
 from episode_store.errors import CorruptionError, EpisodeError, StoreError
 from episode_store.files import sync_folder
-from episode_store.record_format import RecordEncoder
+from episode_store.record_format import RecordEncoder, encode_metadata
 from episode_store.segment import DATA_HEADER, INDEX_SCHEMA, SegmentFiles
 from episode_store.store import EpisodeStore
 from episode_store.task import TaskSpec
@@ -109,10 +109,11 @@ class EpisodeWriter:
         try:
             episode.validate(task)
             content_hash = episode.content_hash()
-            episode_id = _episode_id(episode, content_hash)
+            metadata_json = encode_metadata(episode.metadata, f"episode of {episode.task_id}")
+            episode_id = episode.episode_id(content_hash, metadata_json)
             if episode_id in self._known:
                 return episode_id
-            record = self._encoder.encode(episode, task, content_hash, episode_id)
+            record = self._encoder.encode(episode, task, content_hash, episode_id, metadata_json=metadata_json)
         except EpisodeError as error:
             if self._on_invalid == "raise":
                 raise
@@ -307,14 +308,6 @@ def recover(path: str | Path) -> list[str]:
             sentences.append(f"segment {files.name}: its writer ended without closing it: {'; '.join(notes)}")
             _LOGGER.warning("store %s: %s", path, sentences[-1])
     return sentences
-
-
-def _episode_id(episode: Episode, content_hash: str) -> str:
-    try:
-        return episode.episode_id(content_hash)
-    except (TypeError, ValueError) as error:
-        where = f"episode of {episode.task_id}: metadata"
-        raise EpisodeError(f"{where}: expected values that JSON can hold: {error}") from None
 
 
 def _write(descriptor: int, data: bytes) -> None:
