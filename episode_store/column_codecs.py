@@ -20,7 +20,7 @@ import zstandard
 from episode_store import image_codecs, webp
 from episode_store.errors import CorruptionError
 
-RAW_BLOCK_BYTES = 4_096
+RAW_BLOCK_BYTES = 8_192
 IMAGE_BLOCK_ROWS = 32
 TEXT_BLOCK_ROWS = 256
 MAX_BLOCK_BYTES = 1 << 30
@@ -71,7 +71,7 @@ _ZSTD_LEVELS = {
 
 
 def raw_block_rows(row_bytes: int) -> int:
-    """Rows in a RAW block: about 4 KiB, what one checksum covers."""
+    """Rows in a RAW block: about 8 KiB, what one checksum covers."""
     return max(1, RAW_BLOCK_BYTES // max(1, row_bytes))
 
 

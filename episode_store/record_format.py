@@ -120,12 +120,26 @@ def align(size: int) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncodedColumn:
-    """The blocks of one column, ready to be stored; `quality` as in `Column`."""
+    """The blocks of one column, ready to be stored; names as in `Column`, and `body`: buffers that follow each other."""
 
     codec: Codec
-    quality: int
+    quality: int = 0
     block_rows: int
-    blocks: Sequence[bytes | np.ndarray]
+    block_bytes: Sequence[int]
+    checksums: Sequence[int]
+    body: Sequence[Any]
+
+    @classmethod
+    def of_blocks(cls, codec: Codec, block_rows: int, blocks: Sequence[bytes], quality: int = 0) -> EncodedColumn:
+        """A column whose blocks are buffers of their own."""
+        return cls(
+            codec=codec,
+            quality=quality,
+            block_rows=block_rows,
+            block_bytes=[len(block) for block in blocks],
+            checksums=[column_codecs.checksum(block) for block in blocks],
+            body=blocks,
+        )
 
 
 class RecordEncoder:
@@ -143,8 +157,8 @@ class RecordEncoder:
         *,
         metadata_json: str | None = None,
         encoded: Mapping[str, EncodedColumn] = _NOTHING,
-    ) -> bytes:
-        """The whole record of an episode that `Episode.validate` accepted.
+    ) -> list[Any]:
+        """The whole record of an episode that `Episode.validate` accepted, as buffers to write one after the other.
 
         Args:
           episode, task: what is stored.
@@ -168,15 +182,16 @@ class RecordEncoder:
             if column is None:
                 column = self._encode_column(episode.task_id, group, name, values, spec)
             dtype, shape = ("str", ()) if isinstance(values, list) else (values.dtype.str, values.shape[1:])
-            sizes = [len(block) for block in column.blocks]
-            size, padding = sum(sizes), -sum(sizes) % ALIGNMENT
+            num_blocks, size = len(column.block_bytes), sum(column.block_bytes)
+            padding = -size % ALIGNMENT
             names = name.encode() + dtype.encode()
             lengths = (len(shape), len(dtype), len(names) - len(dtype), column.quality, len(values))
-            numbers = struct.pack(f"<{len(shape)}I{len(sizes)}I", *shape, *sizes)
-            checksums = struct.pack(f"<{len(sizes)}Q", *map(column_codecs.checksum, column.blocks))
-            facts = (group, column.codec, *lengths, column.block_rows, len(sizes))
+            numbers = struct.pack(f"<{len(shape) + num_blocks}I", *shape, *column.block_bytes)
+            checksums = struct.pack(f"<{num_blocks}Q", *column.checksums)
+            facts = (group, column.codec, *lengths, column.block_rows, num_blocks)
             columns.append((facts, names + numbers + checksums, offset, size))
-            bodies += [*column.blocks, bytes(padding)]
+            bodies += column.body
+            bodies.append(bytes(padding))
             offset += size + padding
         header_bytes = _FIXED.size + len(task_id) + len(metadata)
         header_bytes += sum(_COLUMN.size + len(tail) for _, tail, _, _ in columns)
@@ -203,8 +218,9 @@ class RecordEncoder:
         for facts, tail, start, size in columns:
             header += _COLUMN.pack(*facts, base + start, size)
             header += tail
-        _CHECKSUM.pack_into(header, 8, google_crc32c.value(bytes(header[12:])))
-        return b"".join([header, bytes(base - header_bytes), *bodies])
+        _CHECKSUM.pack_into(header, 8, google_crc32c.value(bytes(header[12:header_bytes])))
+        header += bytes(base - header_bytes)
+        return [header, *bodies]
 
     def _encode_column(
         self, task_id: str, group: Group, name: str, values: FieldValues, spec: ArraySpec | None
@@ -212,7 +228,7 @@ class RecordEncoder:
         if isinstance(values, list):
             rows = column_codecs.TEXT_BLOCK_ROWS
             codec, texts = column_codecs.encode_text_blocks([values[i : i + rows] for i in range(0, len(values), rows)])
-            return EncodedColumn(codec=codec, quality=0, block_rows=rows, blocks=texts)
+            return EncodedColumn.of_blocks(codec, rows, texts)
         row_bytes = column_codecs.row_bytes(values.shape[1:], values.dtype)
         if row_bytes > column_codecs.MAX_BLOCK_BYTES:
             raise EpisodeError(f"episode of {task_id}: {name}: {row_bytes} bytes a step, expected at most 1 GiB")
@@ -221,12 +237,20 @@ class RecordEncoder:
             encoder = self._image_encoders.setdefault((task_id, f"{group}/{name}"), ImageEncoder())
             rows = column_codecs.image_block_rows(row_bytes)
             codec, images = encoder.encode(image_blocks(values))
-            return EncodedColumn(codec=codec, quality=0, block_rows=rows, blocks=images)
+            return EncodedColumn.of_blocks(codec, rows, images)
         rows = column_codecs.raw_block_rows(row_bytes)
-        flat = values.reshape(-1).view(np.uint8)
-        step = rows * row_bytes
-        blocks = [flat[i : i + step] for i in range(0, len(flat), step)] if row_bytes else []
-        return EncodedColumn(codec=Codec.RAW, quality=0, block_rows=rows, blocks=blocks)
+        if not row_bytes:
+            return EncodedColumn.of_blocks(Codec.RAW, rows, [])
+        stored = values.reshape(-1).view(np.uint8).data
+        step, size = rows * row_bytes, len(stored)
+        starts = range(0, size, step)
+        return EncodedColumn(
+            codec=Codec.RAW,
+            block_rows=rows,
+            block_bytes=[min(step, size - start) for start in starts],
+            checksums=[column_codecs.checksum(stored[start : start + step]) for start in starts],
+            body=[stored],
+        )
 
 
 def image_blocks(values: np.ndarray) -> list[np.ndarray]:

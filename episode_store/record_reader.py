@@ -30,6 +30,7 @@ class RecordReader:
         self.columns: Mapping[str, _ColumnReader] = {
             column.path: _reader(record, column, decoder) for column in header.columns
         }
+        self._plan = [(reader.group, reader.name, reader.more, path, reader) for path, reader in self.columns.items()]
 
     @functools.cached_property
     def metadata(self) -> EpisodeMetadata:
@@ -49,14 +50,14 @@ class RecordReader:
         Returns:
           Of each `Group`, in its order: name -> values.
         """
-        groups: tuple[dict[str, FieldValues], ...] = ({}, {}, {}, {})
-        for path, reader in self.columns.items():
+        groups: tuple[dict[str, Any], ...] = ({}, {}, {}, {})
+        for group, name, more, path, reader in self._plan:
             if wanted is None or path in wanted:
-                rows = num_steps + reader.more
                 try:
-                    groups[reader.group][reader.name] = reader.read(start, rows, out.get(path) if out else None)
+                    values = reader.read(start, num_steps + more, out.get(path) if out else None)
                 except CorruptionError as error:
                     raise CorruptionError(f"{path}: {error}") from None
+                groups[group][name] = values
         return groups  # type: ignore[return-value]
 
 
@@ -104,13 +105,18 @@ class _RawReader(_ColumnReader):
         self._block_bytes = column.block_rows * row_bytes
 
     def read(self, start: int, rows: int, out: np.ndarray | None) -> FieldValues:
+        stop = start + rows
         size = self._block_bytes
         if size:
-            stored, checksums, checksum = self._bytes, self._checksums, column_codecs.checksum
-            for block in range(start // self._block_rows, (start + rows - 1) // self._block_rows + 1):
-                if checksum(stored[block * size : (block + 1) * size]) != checksums[block]:
-                    raise CorruptionError(f"the checksum of block {block} does not match: a byte was changed")
-        values = self._values[start : start + rows]
+            first = start // self._block_rows
+            position = first * size
+            for expected in self._checksums[first : (stop - 1) // self._block_rows + 1]:
+                if column_codecs.checksum(self._bytes[position : position + size]) != expected:
+                    raise CorruptionError(
+                        f"the checksum of block {position // size} does not match: a byte was changed"
+                    )
+                position += size
+        values = self._values[start:stop]
         if out is None:
             return values
         out = self._check_out(out, rows)
