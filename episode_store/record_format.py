@@ -51,6 +51,11 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 GROUP_NAMES = {Group.OBSERVATION: "observations", Group.ACTION: "actions", Group.STEP_COLUMN: "step_columns"}
 
 
+def column_path(group: Group, name: str) -> str:
+    """`observations/<name>`, `actions/<name>`, `rewards` or `step_columns/<name>`."""
+    return "rewards" if group == Group.REWARD else f"{GROUP_NAMES[group]}/{name}"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Column:
     """Where one column of one record lies.
@@ -85,7 +90,7 @@ class Column:
     @property
     def path(self) -> str:
         """`observations/<name>`, `actions/<name>`, `rewards` or `step_columns/<name>`."""
-        return "rewards" if self.group == Group.REWARD else f"{GROUP_NAMES[self.group]}/{self.name}"
+        return column_path(self.group, self.name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,7 +125,7 @@ def align(size: int) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncodedColumn:
-    """The blocks of one column, ready to be stored; names as in `Column`, and `body`: buffers that follow each other."""
+    """The blocks of one column, ready to be stored; `body` is buffers that follow each other, the rest as in `Column`."""
 
     codec: Codec
     quality: int = 0
@@ -164,7 +169,7 @@ class RecordEncoder:
           episode, task: what is stored.
           content_hash, episode_id: of the episode.
           metadata_json: its `encode_metadata`, where that is at hand.
-          encoded: columns of observations, by name, whose blocks were made already.
+          encoded: path -> what was made of a column already.
 
         Raises:
           EpisodeError: a size or a name that the format cannot hold.
@@ -178,7 +183,7 @@ class RecordEncoder:
         bodies: list[Any] = []
         offset = 0  # from the first column on; the header's size is known last
         for group, name, values, spec in _columns_of(episode, task):
-            column = encoded.get(name) if group == Group.OBSERVATION else None
+            column = encoded.get(column_path(group, name)) if encoded else None
             if column is None:
                 column = self._encode_column(episode.task_id, group, name, values, spec)
             dtype, shape = ("str", ()) if isinstance(values, list) else (values.dtype.str, values.shape[1:])

@@ -11,19 +11,19 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 import pyarrow as pa
 
-from episode_store import checked_json, layout, segment
+from episode_store import checked_json, layout, lossy, segment
 from episode_store.episode import Episode
 from episode_store.episode_ids import IdSet
 from episode_store.errors import CorruptionError, EpisodeError, StoreError
 from episode_store.files import sync_folder
-from episode_store.record_format import RecordEncoder, encode_metadata
+from episode_store.record_format import EncodedColumn, RecordEncoder, encode_metadata
 from episode_store.segment import DATA_HEADER, INDEX_SCHEMA, SegmentFiles
 from episode_store.store import EpisodeStore
 from episode_store.task import TaskSpec
@@ -50,16 +50,26 @@ class EpisodeWriter:
         with its reason in the store's quarantine table, and `add_episode` returns "".
       sync: also survive a power loss: every episode is fsynced, a thousand times slower on a slow disk. Without it a
         segment is synced when it is closed.
+      lossy_images: None keeps every image as it is. 1 (smallest) to 100 keeps images of observations as WebP of that
+        quality; the episode is then what these files decode to, which its hashes are of, and each record says so.
 
     Raises:
       StoreError: the folder is not a store, or cannot be written.
     """
 
     def __init__(
-        self, path: str | Path, *, on_invalid: Literal["raise", "quarantine"] = "raise", sync: bool = False
+        self,
+        path: str | Path,
+        *,
+        on_invalid: Literal["raise", "quarantine"] = "raise",
+        sync: bool = False,
+        lossy_images: int | None = None,
     ) -> None:
         if on_invalid not in ("raise", "quarantine"):
             raise ValueError(f"on_invalid: expected 'raise' or 'quarantine', got {on_invalid!r}")
+        if lossy_images is not None and lossy_images not in range(1, 101):
+            raise ValueError(f"lossy_images: expected a quality from 1 to 100 or None, got {lossy_images!r}")
+        self._lossy_images = lossy_images
         self._path = Path(path)
         self._on_invalid = on_invalid
         self._sync = sync
@@ -110,12 +120,17 @@ class EpisodeWriter:
             )
         try:
             episode.validate(task)
+            encoded: Mapping[str, EncodedColumn] = {}
+            if self._lossy_images is not None:
+                episode, encoded = lossy.with_lossy_images(episode, task, self._lossy_images)
             content_hash = episode.content_hash()
             metadata_json = encode_metadata(episode.metadata, f"episode of {episode.task_id}")
             episode_id = episode.episode_id(content_hash, metadata_json)
             if episode_id in self._known:
                 return episode_id
-            record = self._encoder.encode(episode, task, content_hash, episode_id, metadata_json=metadata_json)
+            record = self._encoder.encode(
+                episode, task, content_hash, episode_id, metadata_json=metadata_json, encoded=encoded
+            )
         except EpisodeError as error:
             if self._on_invalid == "raise":
                 raise
