@@ -125,7 +125,7 @@ def align(size: int) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncodedColumn:
-    """The blocks of one column, ready to be stored; `body` is buffers that follow each other, the rest as in `Column`."""
+    """The blocks of one column, ready to be stored; `body` is buffers in a row, the rest is as in `Column`."""
 
     codec: Codec
     quality: int = 0

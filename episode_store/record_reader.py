@@ -69,23 +69,25 @@ class _ColumnReader:
         # Observations have one row more than there are steps.
         self.more = int(column.group == Group.OBSERVATION)
         self._column = column
+        self._dtype, self._shape = np.dtype("u1" if column.dtype == "str" else column.dtype), column.shape
         self._stored = record[column.offset : column.offset + column.stored_bytes]
 
     def read(self, start: int, rows: int, out: np.ndarray | None) -> FieldValues:
-        """Rows [start, start + rows), in `out` where it is given."""
+        """Rows [start, start + rows), in the first rows of `out` where it is given.
+
+        Raises:
+          CorruptionError: a block was changed.
+          StoreError: `out` does not fit.
+        """
         raise NotImplementedError
 
-    def _check_out(self, out: np.ndarray, rows: int) -> np.ndarray:
-        """The first `rows` of an array that the caller gave."""
-        dtype, shape = self._column.dtype, self._column.shape
-        fits = isinstance(out, np.ndarray) and out.ndim == len(shape) + 1 and out.shape[1:] == shape
-        if not fits or out.dtype != dtype or len(out) < rows or not (out.flags.c_contiguous and out.flags.writeable):
-            got = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
-            raise StoreError(
-                f"out[{self.path!r}]: expected a writeable contiguous {dtype} array of at least {(rows, *shape)}, "
-                f"got {got}"
-            )
-        return out[:rows]
+    def _misfit(self, out: Any, rows: int) -> StoreError:
+        """What is wrong with an array that the caller gave."""
+        got = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        return StoreError(
+            f"out[{self.path!r}]: expected a writeable contiguous {self._dtype} array of at least "
+            f"{(rows, *self._shape)}, got {got}"
+        )
 
 
 class _RawReader(_ColumnReader):
@@ -119,8 +121,14 @@ class _RawReader(_ColumnReader):
         values = self._values[start:stop]
         if out is None:
             return values
-        out = self._check_out(out, rows)
-        out[...] = values
+        if len(out) > rows:
+            out = out[:rows]
+        if out.shape != values.shape or out.dtype != self._dtype:
+            raise self._misfit(out, rows)
+        try:
+            out[...] = values
+        except ValueError:
+            raise self._misfit(out, rows) from None
         return out
 
 
@@ -148,7 +156,13 @@ class _ImageReader(_BlockReader):
     def read(self, start: int, rows: int, out: np.ndarray | None) -> FieldValues:
         column = self._column
         size = column.block_rows
-        values = np.empty((rows, *column.shape), column.dtype) if out is None else self._check_out(out, rows)
+        if out is None:
+            values = np.empty((rows, *self._shape), self._dtype)
+        else:
+            values = out[:rows]
+            fits = values.shape == (rows, *self._shape) and values.dtype == self._dtype
+            if not (fits and values.flags.c_contiguous and values.flags.writeable):
+                raise self._misfit(out, rows)
         for number in range(start // size, (start + rows - 1) // size + 1):
             first = number * size
             block_rows = min(size, column.num_rows - first)
