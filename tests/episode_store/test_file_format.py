@@ -175,10 +175,9 @@ def test_the_trial_chooses_the_codec(tmp_path: Path, kind: str, codec: int) -> N
     if kind == "flicker":
         film += rng.integers(0, 3, film.shape, dtype=np.uint8)
     elif kind == "camera":
-        slope = np.add.outer(3 * np.arange(41), np.add.outer(2 * np.arange(32), 3 * np.arange(32)))
-        film = (slope[..., None] + rng.integers(0, 4, (41, 32, 32, 1)) + rng.integers(0, 2, film.shape)).astype(
-            np.uint8
-        )
+        down, right = np.mgrid[:32, :32]
+        slopes = [(time % 5 + 1) * down + (time % 3 + 2) * right for time in range(41)]
+        film = (np.stack(slopes)[..., None] + rng.integers(0, 4, (41, 32, 32, 1)) + [0, 9, 5]).astype(np.uint8)
     elif kind == "noise":
         film = rng.integers(0, 256, film.shape, dtype=np.uint8)
     episode = Episode(
