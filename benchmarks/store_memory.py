@@ -51,7 +51,8 @@ else:
         store.read(episode_id, out=out)
 # The mapped files are the kernel's to drop; what counts is the process's own memory.
 status = {line.split(":")[0]: line.split()[1] for line in open("/proc/self/status") if "kB" in line}
-print(json.dumps(int(status["RssAnon"]) / 1024 if role == "read" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+own = int(status["RssAnon"]) if role == "read" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps(own / 1024))
 """
 
 

@@ -7,6 +7,7 @@ counts when it is in the caller's own arrays, as for a batch; times are seconds 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -504,7 +505,7 @@ class ArrayRecord(Peer):
 
 
 class Minari(Peer):
-    """Minari, Arrow files."""
+    """Minari, Arrow files, lossless."""
 
     def write(self) -> None:
         self.folder.mkdir()
@@ -540,6 +541,7 @@ class Minari(Peer):
             if action.ndim == 1
             else gymnasium.spaces.Box(-np.inf, np.inf, action.shape[1:], action.dtype),
             data_format="arrow",
+            jpeg_encoding=False,
         )
 
     def open(self) -> None:
@@ -557,6 +559,7 @@ class Minari(Peer):
 class Tfds(Peer):
     """TFDS, RLDS features, array_record."""
 
+    @functools.cached_property
     def _builder(self) -> Any:
         import tensorflow_datasets as tfds
 
@@ -590,10 +593,10 @@ class Tfds(Peer):
         return Steps(data_dir=str(self.folder), file_format="array_record")
 
     def write(self) -> None:
-        self._builder().download_and_prepare()
+        self._builder.download_and_prepare()
 
     def open(self) -> None:
-        self.source = self._builder().as_data_source(split="train")
+        self.source = self._builder.as_data_source(split="train")
 
     def fill(self, number: int, start: int, steps: int) -> None:
         rows = self.source[number]["steps"]

@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ PEERS = (
 )
 # A write that takes longer is not repeated.
 _LONG_WRITE_SECONDS, _LONG_FIRST_WRITE_SECONDS = 1.0, 10.0
+# A peer that takes longer for a round has no more rounds.
+_LONG_ROUND_SECONDS = 5.0
 _PATIENCE_SECONDS = 240
 Samples = dict[str, dict[str, list[float]]]
 
@@ -59,8 +62,8 @@ class Comparison:
         """`ratio` is the median of the rounds' ratios, `spread` their range; None where the peer was not measured."""
         samples, note = self.race.samples(rounds), self.race.notes.get(self.peer_name, "")
         ours, theirs = samples[OURS][self.kind], samples.get(self.peer_name, {}).get(self.kind, [])
-        if len(theirs) < len(ours):
-            theirs = theirs[:1] * len(ours)
+        if self.kind == "size":
+            ours, theirs = ours[:1], theirs[:1]
         ratios = [mine / other for mine, other in zip(ours, theirs, strict=False)]
         return {
             "name": self.name,
@@ -123,13 +126,18 @@ class Race:
                 peer: {kind: [] for kind in ("size", "windows", "sequential", "write")} for peer in runners
             }
             for number in range(rounds):
-                for peer in list(runners):
+                for peer, runner in list(runners.items()):
+                    if runner.wall_seconds > _LONG_ROUND_SECONDS:
+                        continue
+                    began = time.monotonic()
                     try:
-                        _round(runners[peer], samples[peer], number, raw)
+                        _round(runner, samples[peer], number, raw)
                     except _NotMeasuredError as reason:
                         self.notes[peer] = str(reason)
                         runners.pop(peer).end()
                         print(f"{peer}: {reason}", file=sys.stderr)
+                    if number:
+                        runner.wall_seconds = time.monotonic() - began
             for runner in runners.values():
                 runner.end()
         return samples
@@ -167,7 +175,7 @@ class _Runner:
             or subprocess.run([python, "-c", f"import {module}"], capture_output=True, check=False).returncode
         ):
             raise _NotMeasuredError("not installed, not measured")
-        self.write_seconds = 0.0
+        self.write_seconds = self.wall_seconds = 0.0
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
         variables = {
             **os.environ,

@@ -34,6 +34,7 @@ MAX_SEGMENT_BYTES = 1 << 30
 MAX_SEGMENT_EPISODES = 65_536
 # The most buffers that one call of writev takes.
 _MOST_PARTS = 1_024
+_PACKED_ROWS = 1_024
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -163,7 +164,7 @@ class EpisodeWriter:
             with self._disk_told():
                 self._open.append(record, row)
             self._known.add(episode_id)
-            if self._open.data_bytes >= MAX_SEGMENT_BYTES or len(self._open.rows) >= MAX_SEGMENT_EPISODES:
+            if self._open.data_bytes >= MAX_SEGMENT_BYTES or self._open.num_rows >= MAX_SEGMENT_EPISODES:
                 self._seal()
         return episode_id
 
@@ -242,7 +243,10 @@ class _OpenSegment:
 
     def __init__(self, store: Path, *, sync: bool) -> None:
         self.files = SegmentFiles(store / segment.SEGMENT_FOLDER, segment.new_segment_name())
-        self.rows: list[dict[str, Any]] = []
+        self.num_rows = 0
+        # Rows as dictionaries are large: they are packed as soon as there are some.
+        self._rows: list[dict[str, Any]] = []
+        self._packed: list[pa.Table] = []
         self.data_bytes = len(DATA_HEADER)
         self._journal_bytes = 0
         self._sync = sync
@@ -267,7 +271,7 @@ class _OpenSegment:
 
     def append(self, record: list[Any], row: dict[str, Any]) -> None:
         """Writes the record, then its journal line; on any error or interrupt both files are as they were."""
-        before = self.data_bytes, self._journal_bytes, len(self.rows)
+        before = self.data_bytes, self._journal_bytes, len(self._rows)
         record_bytes = sum(memoryview(part).nbytes for part in record)
         row = {**row, "offset": self.data_bytes, "record_bytes": record_bytes}
         line = checked_json.encode_line(row)
@@ -280,22 +284,32 @@ class _OpenSegment:
                 os.fdatasync(self._journal)
             self.data_bytes += record_bytes
             self._journal_bytes += len(line)
-            self.rows.append({**row, "segment": self.files.name})
+            self._rows.append({**row, "segment": self.files.name})
         except BaseException:
             # Also when the user interrupts: what follows must not land behind half a record.
             self.data_bytes, self._journal_bytes, num_rows = before
-            del self.rows[num_rows:]
+            del self._rows[num_rows:]
             for file, size in ((self._journal, self._journal_bytes), (self._data, self.data_bytes)):
                 os.ftruncate(file, size)
                 os.lseek(file, size, os.SEEK_SET)
             raise
+        self.num_rows += 1
+        if len(self._rows) >= _PACKED_ROWS:
+            self._pack()
+
+    def _pack(self) -> None:
+        """Turns rows into columns, texts that repeat into numbers."""
+        table = pa.Table.from_pylist(self._rows, schema=INDEX_SCHEMA)
+        self._packed.append(table.cast(segment.CODED_SCHEMA))
+        self._rows.clear()
 
     def seal(self) -> None:
         """Syncs the data and writes the index; without an episode the segment's files go."""
         try:
-            if self.rows:
+            if self.num_rows:
                 os.fsync(self._data)
-                table = pa.Table.from_pylist(self.rows, schema=INDEX_SCHEMA)
+                self._pack()
+                table = pa.concat_tables(self._packed).cast(INDEX_SCHEMA)
                 segment.write_seal(self.files, table, self.data_bytes)
             else:
                 self.files.data.unlink(missing_ok=True)
