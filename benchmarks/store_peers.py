@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 WINDOW = 32
-_SECONDS = 0.4
+_SECONDS = 0.15
 Arrays = dict[str, np.ndarray]
 
 
