@@ -121,6 +121,8 @@ class _RawReader(_ColumnReader):
         values = self._values[start:stop]
         if out is None:
             return values
+        if not isinstance(out, np.ndarray) or not out.ndim:
+            raise self._misfit(out, rows)
         if len(out) > rows:
             out = out[:rows]
         if out.shape != values.shape or out.dtype != self._dtype:
@@ -159,6 +161,8 @@ class _ImageReader(_BlockReader):
         if out is None:
             values = np.empty((rows, *self._shape), self._dtype)
         else:
+            if not isinstance(out, np.ndarray) or not out.ndim:
+                raise self._misfit(out, rows)
             values = out[:rows]
             fits = values.shape == (rows, *self._shape) and values.dtype == self._dtype
             if not (fits and values.flags.c_contiguous and values.flags.writeable):

@@ -399,6 +399,11 @@ class EpisodeStore:
         """Where an episode comes from, without reading its columns."""
         return self._record(episode_id).metadata
 
+    def lossy_columns(self, episode_id: str) -> dict[str, int]:
+        """Columns whose images lost something when they were written, as their writer asked: path -> quality."""
+        columns = self._record(episode_id).header.columns
+        return {column.path: column.quality for column in columns if column.quality}
+
     def find_episode(self, beginning: str) -> str:
         """The one id that begins so.
 
