@@ -579,7 +579,8 @@ class Tfds(Peer):
             def _info(self) -> Any:
                 steps = {name: feature(values) for name, values in data.fields.items()}
                 return self.dataset_info_from_configs(
-                    features=tfds.features.FeaturesDict({"steps": tfds.features.Dataset(steps)})
+                    features=tfds.features.FeaturesDict({"steps": tfds.features.Dataset(steps)}),
+                    disable_shuffling=True,
                 )
 
             def _split_generators(self, _: Any) -> Any:
