@@ -376,22 +376,23 @@ class EpisodeStore:
           CorruptionError: stored bytes do not match their checksum.
         """
         targets = list(out.items())
+        if length < 1:
+            raise StoreError(f"expected windows of at least 1 step, got {length}")
         for path, target in targets:
             if len(target) != len(places):
                 raise StoreError(f"out[{path!r}]: expected an array for {len(places)} windows, got {len(target)}")
         for number, (episode_id, start) in enumerate(places):
             record = self._record(episode_id)
-            if not 0 <= start <= record.header.num_steps - length or length < 1:
+            if not 0 <= start <= record.header.num_steps - length:
                 raise StoreError(
                     f"episode {episode_id}: expected a window inside its {record.header.num_steps} steps, got "
                     f"[{start}, {start + length})"
                 )
             try:
+                _check_paths(record, out, "out")
                 for path, target in targets:
                     column = record.columns[path]
                     column.read(start, length + column.more, target[number])
-            except KeyError:
-                _check_paths(record, out, "out")
             except StoreError as error:
                 raise self._told(error, episode_id) from None
 
