@@ -8,7 +8,10 @@ import importlib
 from benchmarks.measure import RESULTS, append
 
 # How the measures' ids begin; each is a module with a generator `measures`, with '_' in place of '.'.
-SUBJECTS = ("tokenize", "shards", "beam", "beam.flink", "beam.million", "store.million", "store.view")
+SUBJECTS = (
+    *("tokenize", "shards", "beam", "beam.flink", "beam.million"),
+    *("store.million", "store.view", "store.image", "store.state", "store.checksum", "store.memory"),
+)
 
 
 def main() -> int:
