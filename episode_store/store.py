@@ -401,9 +401,7 @@ class EpisodeStore:
             if len(target) != len(places):
                 raise StoreError(f"out[{path!r}]: expected an array for {len(places)} windows, got {len(target)}")
         for number, (episode_id, start) in enumerate(places):
-            record = self._record(
-                episode_id, functools.partial(window_ranges, start=start, num_steps=length, wanted=out)
-            )
+            record = self._record(episode_id, functools.partial(needed, start=start))
             if not 0 <= start <= record.header.num_steps - length:
                 raise StoreError(
                     f"episode {episode_id}: expected a window inside its {record.header.num_steps} steps, got "
