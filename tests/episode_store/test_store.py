@@ -194,3 +194,20 @@ def test_an_empty_store_reads_as_empty(tmp_path: Path) -> None:
     assert len(store) == 0
     assert store.table().num_rows == 0
     assert not list((tmp_path / "new" / "store" / "segments").iterdir())
+
+
+def test_views_stay_when_files_are_unmapped(tmp_path: Path) -> None:
+    task = example_tasks()["Robot-v1"]
+    with EpisodeWriter(tmp_path) as writer:
+        writer.add_task(task)
+        episode = random_episode(task, np.random.default_rng(0), 20)
+        episode_id = writer.add_episode(episode)
+    store = EpisodeStore.open(tmp_path)
+    before = store.read(episode_id)
+    mapped = Path("/proc/self/maps").read_text().count(str(tmp_path))
+    store.unmap()
+    assert_episodes_equal(before, episode)
+    assert_episodes_equal(store.read(episode_id), episode)
+    del before
+    store.unmap()
+    assert Path("/proc/self/maps").read_text().count(str(tmp_path)) < mapped
