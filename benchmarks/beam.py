@@ -42,6 +42,7 @@ def measures() -> Iterator[Limit]:
             ours=lambda: _ratio("cpu_seconds", ("beam", store(1)), ("loop", store(1))),
             peer=lambda: _ratio("cpu_seconds", ("beam", store(4)), ("loop", store(4))),
             peer_name="the same at 4 GB",
+            warm_up=False,
         )
         yield Limit(
             name="beam.two_workers",
