@@ -10,7 +10,7 @@ PEERS_STAMP := $(PEERS)/.installed-$(shell cksum requirements/peers.txt | cut -d
 export SDL_VIDEODRIVER ?= dummy
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo test test-slow test-peers lint benchmarks benchmarks-peers clean setup
+.PHONY: help demo test test-slow test-peers test-cluster lint benchmarks benchmarks-peers clean setup
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -62,6 +62,10 @@ $(LEROBOT_STAMP): requirements/peers-lerobot.txt
 test-peers: $(PEERS_STAMP) $(LEROBOT_STAMP)  ## the peers' own packages read our exports, and we read what they write
 	@$(PEERS)/bin/python -m pytest -m peers $(wildcard tests/*/test_*_peers.py) $(PYTEST_FLAGS)
 	@$(LEROBOT)/bin/python -m pytest -m peers_lerobot $(wildcard tests/*/test_lerobot_peers.py) $(PYTEST_FLAGS)
+
+test-cluster: $(STAMP)  ## the Beam job on a real Flink cluster, Prism and an S3 server, all started and stopped here
+	@server=$$($(BIN)/python tests/cluster/parts.py) && \
+	  VERSITYGW=$$server $(BIN)/python -m pytest -m cluster tests/cluster tests/episode_store/test_remote_s3.py $(PYTEST_FLAGS)
 
 lint: $(STAMP)  ## ruff, mypy, the layers
 	@$(BIN)/ruff check .

@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 
 from beam_jobs.content_filter import CONTENT_FILTER_VERSION, PersonalData
+from beam_jobs.files import AnyPath
 from beam_jobs.return_filter import FilterReport, FilterRule, filter_task, keep_corpus
 from episode_store.errors import UserError
 from episode_store.spec import ArraySpec, Modality
 from episode_store.splits import DEFAULT_HOLDOUT, TRAIN, VALIDATION, split_of
+from episode_store.storage import StorePath
 from episode_store.store import EpisodeStore
 from episode_store.task import TaskSpec, task_file_name
 
@@ -44,8 +46,8 @@ class BuildConfig:
     """Everything that decides the bytes of a set of shards, and where they go.
 
     Attributes:
-      store: folder of the episode store.
-      output: folder of the shards.
+      store: folder of the episode store, or its place behind a URL.
+      output: folder of the shards, or its place in an object store.
       text_model: SentencePiece model; None when no task has text.
       task_ids: tasks to build, sorted.
       seed: decides shard membership and order.
@@ -58,9 +60,9 @@ class BuildConfig:
       max_rejected_share: the job fails when more of the episodes than this cannot be read or tokenized.
     """
 
-    store: Path
-    output: Path
-    text_model: Path | None
+    store: StorePath
+    output: AnyPath
+    text_model: AnyPath | None
     task_ids: tuple[str, ...]
     seed: int = 0
     rule: FilterRule = FilterRule.NORMALIZED

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import apache_beam as beam
+import grpc
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability import python_urns
 from apache_beam.portability.api import endpoints_pb2
@@ -138,7 +139,8 @@ def run(
 ) -> None:
     """Runs a pipeline to its end, calling `on_tick` now and then.
 
-    The runner works in a thread of its own, since a local runner waits for ever for a worker that was killed.
+    The wait for the end has a thread of its own, since a local runner waits for ever for a worker that was killed.
+    Other runners are started in this one: they want to be told of Ctrl-C.
 
     Args:
       build: adds the steps.
@@ -157,18 +159,22 @@ def run(
     died = log_folder / "worker-died"
     died.unlink(missing_ok=True)
     # Only processes need an object; by its name in the flags, a runner cannot be told how to start them.
-    runner = None
+    runner = FnApiRunner(default_environment=_worker_processes(log_folder, died)) if workers > 1 else None
+    pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(list(flags)))
+    build(pipeline)
     if workers > 1:
         _fork_workers(workers, log_folder / WORKER_LOG, died)
-        runner = FnApiRunner(default_environment=_worker_processes(log_folder, died))
+    is_local = _runner_of(flags) == LOCAL_RUNNER
     # With one worker the local runner calls it directly.
-    _grpc_has_run = _grpc_has_run or workers > 1 or not any(LOCAL_RUNNER in flag for flag in flags)
+    _grpc_has_run = _grpc_has_run or workers > 1 or not is_local
+    try:
+        started = None if is_local else pipeline.run()
+    except (RuntimeError, ValueError, OSError, grpc.RpcError) as error:
+        raise UserError(f"{_runner_of(flags)} could not be started: {_last_line(error)}") from error
 
     def work() -> None:
         try:
-            pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(list(flags)))
-            build(pipeline)
-            pipeline.run().wait_until_finish()
+            (started or pipeline.run()).wait_until_finish()
         except BaseException as error:  # noqa: BLE001 - handed to the caller below
             outcome.append(error)
         else:
@@ -183,6 +189,8 @@ def run(
             while _waiting:
                 _waiting.pop().dismiss()
             if thread.is_alive():
+                if started is not None:
+                    started.cancel()
                 _end_children()
     if outcome[0] is not None:
         raise _translated(outcome[0]) from outcome[0]
@@ -245,6 +253,13 @@ def _translated(error: BaseException) -> BaseException:
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     found = _USER_ERROR.findall(text)
     return UserError(found[-1]) if found else error
+
+
+def _last_line(error: BaseException) -> str:
+    """What happened, of a message that may go on for pages."""
+    text = error.details() if isinstance(error, grpc.Call) else str(error)
+    lines = (text or type(error).__name__).strip().splitlines()
+    return lines[-1][:300]
 
 
 def _runner_of(flags: Sequence[str]) -> str | None:

@@ -8,7 +8,9 @@ import importlib
 from benchmarks.measure import RESULTS, append
 
 # How the measures' ids begin; each is a module with a generator `measures`, with '_' in place of '.'.
-SUBJECTS = ("tokenize", "shards.tokens", "shards.patches", "beam", "beam.million", "store.million")
+SUBJECTS = (
+    "tokenize", "shards.tokens", "shards.patches", "beam", "beam.flink", "beam.million", "store.million", "store.view",
+)  # fmt: skip
 
 
 def main() -> int:

@@ -80,13 +80,13 @@ def _ratio(what: str, *runs: tuple[str, Path]) -> float:
     return ours / theirs
 
 
-def run(how: str, store: Path) -> dict[str, float]:
-    """What one run took.
+def run(how: str, store: Path, *flags: str) -> dict[str, float]:
+    """What one run took; `flags` are Beam's, of a cluster.
 
     Raises:
       RuntimeError: when it made other shards than an earlier run on the same store.
     """
-    command = [sys.executable, "-m", "benchmarks.beam_run", how, str(store)]
+    command = [sys.executable, "-m", "benchmarks.beam_run", how, str(store), *flags]
     folder = Path(__file__).parents[1]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -66,7 +66,7 @@ with beam.Pipeline(options=PipelineOptions(pipeline_flags([], 1))) as pipeline:
         | beam.Create(config.task_ids)
         | beam.Map(lambda task_id: (task_id, task_id))
         | "SpreadTasks" >> beam.GroupByKey()
-        | beam.ParDo(FilterAndAssign(config, store)).with_output_types(tuple[ShardKey, References])
+        | beam.ParDo(FilterAndAssign(config, store, 'bench')).with_output_types(tuple[ShardKey, References])
         | "GroupByShard" >> beam.GroupByKey()
         | beam.MapTuple(lambda shard, references: ("all", sum(map(len, references))))
         | "GatherRecords" >> beam.GroupByKey()

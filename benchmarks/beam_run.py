@@ -1,7 +1,8 @@
 """One run of the job in a process of its own: `python -m benchmarks.beam_run HOW STORE`; prints what it took as JSON.
 
 HOW is `loop` (a plain Python loop), `pool` (a plain pool of two processes), `beam` or `beam2` (Beam's local runner with
-one worker and with two). All plan, build every shard with `ShardBuilder.build` and commit, and write equal bytes.
+one worker and with two), or `flink` (Beam with the flags of a cluster, which follow STORE). All plan, build every shard
+with `ShardBuilder.build` and commit, and write equal bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from beam_jobs.shard_builder import RECORDS_FOLDER, ShardBuilder
 from benchmarks.synthetic_store import TASK_IDS
 from episode_store.store import EpisodeStore
 
-HOWS = ("loop", "pool", "beam", "beam2")
 _builder: ShardBuilder
 
 
@@ -47,6 +47,8 @@ def _run(how: str, config: BuildConfig) -> dict[str, Any]:
         return build_locally(config)[0]
     if how == "pool":
         return _pool(config)
+    if how == "flink":
+        return build_shards(config, beam_flags=sys.argv[3:])[0]
     return build_shards(config, workers=2 if how == "beam2" else 1)[0]
 
 

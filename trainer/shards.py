@@ -87,6 +87,8 @@ class Dataset:
 
     path: Path
     info: Mapping[str, Any]
+    # What `load` left out, a sentence a shard.
+    damage: list[str] = dataclasses.field(default_factory=list)
 
     @classmethod
     def open(cls, path: str | Path) -> Dataset:
@@ -122,13 +124,20 @@ class Dataset:
         """The SentencePiece model that the shards were made with."""
         return TextTokenizer.load(self.path / TEXT_MODEL_FILE)
 
-    def packs(self, split: str = "train", task_id: str | None = None) -> Iterator[Pack]:
-        """Every pack of a split, in the order of the shards."""
+    def packs(self, split: str = "train", task_id: str | None = None, *, damaged: str = "stop") -> Iterator[Pack]:
+        """Every pack of a split, in the order of the shards; a damaged shard is left out whole with "skip"."""
         for shard in self.info["shards"]:
             if shard["split"] == split and task_id in (None, shard["task_id"]):
-                yield from read_shard(
+                packs = read_shard(
                     self.path / shard["file"], num_samples=shard["num_samples"], num_bytes=shard["bytes"]
                 )
+                if damaged == "skip":
+                    try:
+                        packs = iter(list(packs))
+                    except UserError as error:
+                        self.damage.append(str(error))
+                        continue
+                yield from packs
 
     @property
     def has_text_model(self) -> bool:
@@ -142,11 +151,18 @@ class Dataset:
             raise UserError(f"{self.path}: no {split} data of {task_id}; there is {sorted(self.tasks)}")
         return _join(self.tasks[task_id], packs)
 
-    def load(self, split: str = "train") -> dict[str, TaskData]:
-        """Task id -> its data, in lexicographic order."""
+    def load(self, split: str = "train", *, damaged: str = "stop") -> dict[str, TaskData]:
+        """Task id -> its data, in lexicographic order.
+
+        Args:
+          split: "train" or "validation".
+          damaged: "stop" raises at a damaged shard, "skip" leaves it out and notes it in `damage`.
+        """
         packs: dict[str, list[Pack]] = {}
         total = sum(shard["num_samples"] for shard in self.info["shards"] if shard["split"] == split)
-        for pack in progress(self.packs(split), description=f"reading {split} shards", total=total, unit="packs"):
+        for pack in progress(
+            self.packs(split, damaged=damaged), description=f"reading {split} shards", total=total, unit="packs"
+        ):
             packs.setdefault(pack.task_id, []).append(pack)
         tasks = self.tasks
         return {task_id: _join(tasks[task_id], packs[task_id]) for task_id in sorted(packs)}

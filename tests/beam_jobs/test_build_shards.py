@@ -271,6 +271,7 @@ def test_poison_is_carried_and_counted(make_config: MakeConfig, store_path: Path
     assert (rejected["episode_id"], rejected["task_id"]) == (row["episode_id"], "toy/Picture-v0")
     assert rejected["kind"] == "unreadable"
     assert rejected["reason"].startswith("CorruptionError: ")
+    assert str(tmp_path) not in rejected["reason"]
     assert manifest["tasks"]["toy/Picture-v0"]["episodes_kept"] == 19
     assert manifest["tasks"]["toy/Picture-v0"]["episodes_rejected"] == 1
     with pytest.raises(UserError, match=r"1 of 84 episodes could not be read or tokenized, more than .* 0.01"):
