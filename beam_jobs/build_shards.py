@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import shutil
@@ -28,6 +29,9 @@ from episode_store.store import EpisodeStore
 
 # (shard name, task id, split): strings alone, so that every runner groups them alike.
 ShardKey = tuple[str, str, str]
+# Some of a shard's references: one by one, a million take half a minute through the local runner's shuffle.
+References = list[Reference]
+_MOST_REFERENCES = 4_096
 
 
 def build_pipeline(pipeline: beam.Pipeline, config: BuildConfig, store: EpisodeStore, job: str) -> None:
@@ -38,8 +42,7 @@ def build_pipeline(pipeline: beam.Pipeline, config: BuildConfig, store: EpisodeS
         | "TaskIds" >> beam.Create(config.task_ids, reshuffle=False)
         | "SpreadKey" >> beam.Map(lambda task_id: (task_id, task_id)).with_output_types(tuple[str, str])
         | "SpreadTasks" >> beam.GroupByKey()
-        | "FilterAndAssign"
-        >> beam.ParDo(FilterAndAssign(config, store, job)).with_output_types(tuple[ShardKey, Reference])
+        | "FilterAndAssign" >> beam.ParDo(FilterAndAssign(*parts)).with_output_types(tuple[ShardKey, References])
         | "GroupByShard" >> beam.GroupByKey()
         | "BuildShard" >> beam.ParDo(BuildShard(*parts)).with_output_types(tuple[str, str])
         | "GatherRecords" >> beam.GroupByKey()
@@ -65,23 +68,24 @@ class _JobFn(beam.DoFn):
 
 
 class FilterAndAssign(_JobFn):
-    """(key, task ids) -> (shard, reference) for every episode that the filter keeps; reads metadata only."""
+    """(key, task ids) -> (shard, references) of the episodes that the filter keeps; reads metadata only."""
 
-    def process(self, element: tuple[str, Iterable[str]]) -> Iterator[tuple[ShardKey, Reference]]:
+    def process(self, element: tuple[str, Iterable[str]]) -> Iterator[tuple[ShardKey, References]]:
         for task_id in set(element[1]):
             for shard in plan_task(self._store, task_id, self._config).shards:
-                for reference in shard.references:
-                    yield (shard.name, shard.task_id, shard.split), reference
+                for first in range(0, len(shard.references), _MOST_REFERENCES):
+                    some = list(shard.references[first : first + _MOST_REFERENCES])
+                    yield (shard.name, shard.task_id, shard.split), some
 
 
 class BuildShard(_JobFn):
     """(shard, references) -> its record, after its files are on the disk."""
 
-    def process(self, element: tuple[ShardKey, Iterable[Reference]]) -> Iterator[tuple[str, str]]:
+    def process(self, element: tuple[ShardKey, Iterable[References]]) -> Iterator[tuple[str, str]]:
         if not self.is_wanted():
             return
-        (name, task_id, split), references = element
-        ordered = sort_references(self._config.seed, references)
+        (name, task_id, split), groups = element
+        ordered = sort_references(self._config.seed, itertools.chain.from_iterable(groups))
         plan = ShardPlan(name=name, task_id=task_id, split=split, references=ordered)
         yield "records", json.dumps(self._builder.build(plan))
 

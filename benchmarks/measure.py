@@ -61,10 +61,12 @@ class Limit:
     ours: Callable[[], float]
     peer: Callable[[], float]
     peer_name: str
+    warm_up: bool = True
 
     def run(self, rounds: int) -> dict[str, object]:
         """A line of `results.jsonl`: `value` is the median, `spread` the range, `ratio` the peer's to ours."""
-        self.ours(), self.peer()  # warms up
+        if self.warm_up:
+            self.ours(), self.peer()
         ours, peer = zip(*((self.ours(), self.peer()) for _ in range(rounds)), strict=True)
         value, peer_value = statistics.median(ours), statistics.median(peer)
         return {

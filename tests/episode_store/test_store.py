@@ -240,3 +240,20 @@ def test_reading_into_given_arrays(tmp_path: Path) -> None:
             store.read_windows([(episode_id, 0)], 1, {"rewards": np.zeros((2, 1))})
         with pytest.raises(StoreError, match="expected a window inside"):
             store.read_windows([(episode_id, 1)], episode.num_steps, {"rewards": np.zeros((1, episode.num_steps))})
+
+
+def test_views_stay_when_files_are_unmapped(tmp_path: Path) -> None:
+    task = example_tasks()["Robot-v1"]
+    with EpisodeWriter(tmp_path) as writer:
+        writer.add_task(task)
+        episode = random_episode(task, np.random.default_rng(0), 20)
+        episode_id = writer.add_episode(episode)
+    store = EpisodeStore.open(tmp_path)
+    before = store.read(episode_id)
+    mapped = Path("/proc/self/maps").read_text().count(str(tmp_path))
+    store.unmap()
+    assert_episodes_equal(before, episode)
+    assert_episodes_equal(store.read(episode_id), episode)
+    del before
+    store.unmap()
+    assert Path("/proc/self/maps").read_text().count(str(tmp_path)) < mapped
