@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from collectors.corpora.archives import Archive, open_archive
 from collectors.corpora.language import (
     TEXT,
     TRAIN,
@@ -20,6 +19,7 @@ from collectors.corpora.language import (
     corpus_episode,
     is_held_out,
 )
+from episode_store.archives import Archive, open_archive
 from episode_store.episode import Episode
 from episode_store.task import TaskSpec
 

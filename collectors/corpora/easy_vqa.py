@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from collectors.corpora.archives import Archive, ArchiveError, ArchiveMembers, open_archive
 from collectors.corpora.language import (
     IMAGE,
     IMAGE_SHAPE,
@@ -20,6 +19,7 @@ from collectors.corpora.language import (
     Attribution,
     corpus_episode,
 )
+from episode_store.archives import Archive, ArchiveError, ArchiveMembers, open_archive
 from episode_store.episode import Episode
 from episode_store.task import TaskSpec
 

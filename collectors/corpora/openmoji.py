@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from collectors.corpora.archives import Archive, open_archive
 from collectors.corpora.language import (
     IMAGE,
     IMAGE_SHAPE,
@@ -21,6 +20,7 @@ from collectors.corpora.language import (
     corpus_episode,
     is_held_out,
 )
+from episode_store.archives import Archive, open_archive
 from episode_store.episode import Episode
 from episode_store.task import TaskSpec
 

@@ -16,9 +16,9 @@ from PIL import Image, ImageFont
 
 from collectors import corpora
 from collectors.corpora import chitchat, easy_vqa, language, openmoji, wikipedia
-from collectors.corpora.archives import Archive, ArchiveError
 from collectors.corpora.language import cap_text, is_held_out
 from collectors.task import CorpusSource
+from episode_store.archives import Archive, ArchiveError
 from episode_store.episode import Episode
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from collectors.corpora.archives import Archive, ArchiveError, cache_folder, fetch, open_archive
+from episode_store.archives import Archive, ArchiveError, cache_folder, fetch, open_archive
 
 FILE_NAME = "tiny_corpus-1.0-py3-none-any.whl"
 METADATA = {
