@@ -1,7 +1,8 @@
-"""The Beam pipeline that turns an episode store into shards.
+"""The Beam pipeline that turns episode stores into shards.
 
-Only names travel between its steps, never frames: a worker reads the episodes of its shards from the store and writes
-whole files. It is one chain without side outputs, state or windows, because some runners drop those in silence.
+Only names and statistics travel between its steps, never frames or texts: a worker reads the episodes of its shards
+from their store and writes whole files. It is one chain without side outputs, state or windows, because some runners
+drop those in silence.
 """
 
 from __future__ import annotations
@@ -15,62 +16,123 @@ from typing import Any
 
 import apache_beam as beam
 
-from beam_jobs import commit, runners
+from beam_jobs import commit, inspection, runners
+from beam_jobs.content_filter import ContentFilter
+from beam_jobs.duplicates import Entry
 from beam_jobs.files import read_json
-from beam_jobs.plan import BuildConfig, Reference, ShardPlan, TaskPlan, plan_task, sort_references
+from beam_jobs.inspection import Block
+from beam_jobs.plan import BuildConfig, Reference, ShardPlan, TaskPlan, content_fingerprint, plan_task, sort_references
 from beam_jobs.shard_builder import RECORDS_FOLDER, TEXT_MODEL_FILE, ShardBuilder
+from beam_jobs.stores import Stores
 from episode_store.errors import UserError
 from episode_store.files import hold, write_bytes
 from episode_store.spec import Modality
-from episode_store.store import EpisodeStore
 
 # (shard name, task id, split): strings alone, so that every runner groups them alike.
 ShardKey = tuple[str, str, str]
 
 
-def build_pipeline(pipeline: beam.Pipeline, config: BuildConfig, store: EpisodeStore) -> None:
-    """The whole job, from task ids to dataset.json."""
+def build_pipeline(pipeline: beam.Pipeline, job: Job) -> None:
+    """The whole job, from blocks of episodes to dataset.json."""
     _ = (
         pipeline
-        | "TaskIds" >> beam.Create(config.task_ids)
-        | "SpreadKey" >> beam.Map(lambda task_id: (task_id, task_id)).with_output_types(tuple[str, str])
-        | "SpreadTasks" >> beam.GroupByKey()
-        | "FilterAndAssign" >> beam.ParDo(FilterAndAssign(config, store)).with_output_types(tuple[ShardKey, Reference])
+        | "Blocks" >> beam.Create(job.blocks())
+        | "SpreadKey" >> beam.Map(lambda block: (f"{block[0]}:{block[1]}", block)).with_output_types(tuple[str, Block])
+        | "SpreadBlocks" >> beam.GroupByKey()
+        | "Inspect" >> beam.ParDo(Inspect(job)).with_output_types(tuple[str, Any])
+        | "GroupAlike" >> beam.GroupByKey()
+        | "Judge" >> beam.ParDo(Judge(job)).with_output_types(tuple[str, str])
+        | "GroupByTask" >> beam.GroupByKey()
+        | "FilterAndAssign" >> beam.ParDo(FilterAndAssign(job)).with_output_types(tuple[ShardKey, Reference])
         | "GroupByShard" >> beam.GroupByKey()
-        | "BuildShard" >> beam.ParDo(BuildShard(config, store)).with_output_types(tuple[str, str])
+        | "BuildShard" >> beam.ParDo(BuildShard(job)).with_output_types(tuple[str, str])
         | "GatherRecords" >> beam.GroupByKey()
-        | "Commit" >> beam.ParDo(Commit(config, store))
+        | "Commit" >> beam.ParDo(Commit(job))
         | "End" >> beam.Map(lambda num_shards: num_shards)  # a last stage without output can hang
     )
 
 
-class _JobFn(beam.DoFn):
-    """A step of the job. The store travels as its path and extent, so that all see the same episodes."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every step knows. The stores travel as their paths and extents, so that all see the same episodes."""
 
-    def __init__(self, config: BuildConfig, store: EpisodeStore) -> None:
-        self._config = config
-        self._store = store
+    config: BuildConfig
+    stores: Stores
+    content_fingerprint: str
+
+    @property
+    def records(self) -> Path:
+        """Where what is done is noted."""
+        return self.config.output / RECORDS_FOLDER
+
+    def blocks(self) -> list[Block]:
+        """What is still to be inspected, and the name of every task."""
+        corpora = [task_id for task_id in self.config.task_ids if self.stores.tasks[task_id].is_corpus]
+        inspected = all(self.verdict(task_id) is not None for task_id in corpora)
+        return inspection.blocks(self.stores, self.config.task_ids, inspected=inspected)
+
+    def verdict(self, task_id: str) -> inspection.Verdict | None:
+        """Of the content filter on one corpus; None before it has one."""
+        return inspection.read_verdict(self.records, task_id, self.content_fingerprint)
+
+    def plan(self, task_id: str) -> TaskPlan:
+        """Of one task. Raises as `plan_task` does."""
+        is_corpus = self.stores.tasks[task_id].is_corpus
+        return plan_task(self.stores, task_id, self.config, self.verdict(task_id) if is_corpus else None)
+
+    def plans(self) -> list[TaskPlan] | None:
+        """Of every task; None before all corpora are inspected. Raises as `plan_task` does."""
+        tasks = self.stores.tasks
+        if any(tasks[task_id].is_corpus and self.verdict(task_id) is None for task_id in self.config.task_ids):
+            return None
+        return [self.plan(task_id) for task_id in self.config.task_ids]
+
+
+class _JobFn(beam.DoFn):
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+
+class Inspect(_JobFn):
+    """(key, blocks) -> (bucket, entry) of every episode of a corpus that the content filter lets pass."""
 
     def setup(self) -> None:
-        self._builder = ShardBuilder(self._config, self._store)
+        self._content = ContentFilter(self._job.config.content)
+
+    def process(self, element: tuple[str, Iterable[Block]]) -> Iterator[tuple[str, Entry | str]]:
+        for block in set(element[1]):
+            yield from inspection.inspect_block(self._job.stores, self._content, block, self._job.config.content)
+
+
+class Judge(_JobFn):
+    """(bucket, entries) -> (task, what the bucket knows of it): which of alike episodes are copies."""
+
+    def process(self, element: tuple[str, Iterable[Entry | str]]) -> Iterator[tuple[str, str]]:
+        yield from inspection.judge_bucket(*element, self._job.config.content.similarity)
 
 
 class FilterAndAssign(_JobFn):
-    """(key, task ids) -> (shard, reference) for every episode that the filter keeps; reads metadata only."""
+    """(task, what buckets know of it) -> (shard, reference) for every episode that stays; reads metadata only."""
 
     def process(self, element: tuple[str, Iterable[str]]) -> Iterator[tuple[ShardKey, Reference]]:
-        for task_id in set(element[1]):
-            for shard in plan_task(self._store, task_id, self._config).shards:
-                for reference in shard.references:
-                    yield (shard.name, shard.task_id, shard.split), reference
+        task_id, parts = element
+        verdict = inspection.gather(parts, self._job.content_fingerprint)
+        if verdict is not None:
+            inspection.write_verdict(self._job.records, task_id, verdict)
+        for shard in self._job.plan(task_id).shards:
+            for reference in shard.references:
+                yield (shard.name, shard.task_id, shard.split), reference
 
 
 class BuildShard(_JobFn):
     """(shard, references) -> its record, after its files are on the disk."""
 
+    def setup(self) -> None:
+        self._builder = ShardBuilder(self._job.config, self._job.stores)
+
     def process(self, element: tuple[ShardKey, Iterable[Reference]]) -> Iterator[tuple[str, str]]:
         (name, task_id, split), references = element
-        ordered = sort_references(self._config.seed, references)
+        ordered = sort_references(self._job.config.seed, references)
         plan = ShardPlan(name=name, task_id=task_id, split=split, references=ordered)
         yield "records", json.dumps(self._builder.build(plan))
 
@@ -79,19 +141,14 @@ class Commit(_JobFn):
     """(key, all records) -> the number of shards, after dataset.json is on the disk."""
 
     def process(self, element: tuple[str, Iterable[str]]) -> Iterator[int]:
-        plans = plan_tasks(self._builder)
         records = [json.loads(record) for record in element[1]]
         try:
-            commit.commit(self._builder, plans, records)
+            builder = ShardBuilder(self._job.config, self._job.stores)
+            commit.commit(builder, self._job.plans() or [], records)
         except UserError as error:
             # An exception would make the runner try again; the driver finds the same reason in the records.
             logging.getLogger(__name__).warning("not committed: %s", error)
         yield len(records)
-
-
-def plan_tasks(builder: ShardBuilder) -> list[TaskPlan]:
-    """The plan of every task of the job. Raises as `plan_task` does."""
-    return [plan_task(builder.store, task_id, builder.config) for task_id in builder.config.task_ids]
 
 
 def build_shards(
@@ -120,11 +177,11 @@ def build_shards(
     flags = runners.pipeline_flags(beam_flags, workers)
     # Workers on other machines share the output folder: the text model is read from its copy there.
     shared_model = config.output / TEXT_MODEL_FILE if config.text_model else None
-    worker_config = dataclasses.replace(config, text_model=shared_model)
 
-    def run(builder: ShardBuilder, tick: Callable[[], None]) -> None:
+    def run(job: Job, tick: Callable[[], None]) -> None:
+        worker_job = dataclasses.replace(job, config=dataclasses.replace(job.config, text_model=shared_model))
         runners.run(
-            lambda pipeline: build_pipeline(pipeline, worker_config, builder.store),
+            lambda pipeline: build_pipeline(pipeline, worker_job),
             flags,
             workers=workers,
             log_folder=config.output / RECORDS_FOLDER,
@@ -138,8 +195,14 @@ def build_shards(
 def build_locally(config: BuildConfig) -> tuple[dict[str, Any], bool]:
     """The same job as a plain loop without Beam: the yardstick of tests and benchmarks."""
 
-    def loop(builder: ShardBuilder, _: Callable[[], None]) -> None:
-        plans = plan_tasks(builder)
+    def loop(job: Job, _: Callable[[], None]) -> None:
+        corpora = [task_id for task_id in config.task_ids if job.stores.tasks[task_id].is_corpus]
+        if job.plans() is None:
+            verdicts = inspection.inspect_locally(job.stores, corpora, config.content, job.content_fingerprint)
+            for task_id, verdict in verdicts.items():
+                inspection.write_verdict(job.records, task_id, verdict)
+        builder, plans = ShardBuilder(config, job.stores), job.plans()
+        assert plans is not None
         commit.commit(builder, plans, [builder.build(shard) for plan in plans for shard in plan.shards])
 
     return _prepare_and_run(config, loop, None)
@@ -147,46 +210,74 @@ def build_locally(config: BuildConfig) -> tuple[dict[str, Any], bool]:
 
 def _prepare_and_run(
     config: BuildConfig,
-    run: Callable[[ShardBuilder, Callable[[], None]], None],
+    run: Callable[[Job, Callable[[], None]], None],
     on_progress: Callable[[int, int], None] | None,
 ) -> tuple[dict[str, Any], bool]:
     _check_output(config.output)
-    builder = ShardBuilder(config, EpisodeStore.open(config.store))
+    stores = Stores.open(config.sources)
+    builder = ShardBuilder(config, stores)
+    job = Job(config=config, stores=stores, content_fingerprint=content_fingerprint(stores, config))
     for task_id in config.task_ids:
         _check_task(builder, task_id)
-    plans = plan_tasks(builder)
-    fingerprint = commit.dataset_fingerprint(builder, plans)
-    records = config.output / RECORDS_FOLDER
-    records.mkdir(parents=True, exist_ok=True)
-    with hold(records / "lock") as free:
+        if not stores.tasks[task_id].is_corpus:
+            job.plan(task_id)  # what the return filter refuses is told before any work
+    job.records.mkdir(parents=True, exist_ok=True)
+    with hold(job.records / "lock") as free:
         if not free:
             raise UserError(f"--output {config.output}: another build-shards is writing there; wait for it or end it")
-        manifest = commit.finished(config.output, fingerprint)
+        progress = _Progress(builder, job, on_progress)
+        manifest = commit.finished(config.output, progress.fingerprint())
         if manifest is not None:
             return manifest, False
         # From here on the old manifest, if any, no longer describes the files.
         (config.output / commit.DATASET_FILE).unlink(missing_ok=True)
         if config.text_model:
             write_bytes(config.output / TEXT_MODEL_FILE, config.text_model.read_bytes())
-        expected = {shard.name: builder.fingerprint(shard) for plan in plans for shard in plan.shards}
-
-        pending = dict(expected)
-
-        def tick() -> None:
-            for name, its_fingerprint in list(pending.items()):
-                if (read_json(records / f"{name}.json") or {}).get("fingerprint") == its_fingerprint:
-                    del pending[name]
-            if on_progress:
-                on_progress(len(expected) - len(pending), len(expected))
-
-        run(builder, tick)
-        manifest = commit.finished(config.output, fingerprint)
+        run(job, progress.tick)
+        progress.tick()
+        manifest = commit.finished(config.output, progress.fingerprint())
         if manifest is None:
             # The worker that should have committed could not: say why.
-            found = [read_json(records / f"{name}.json") for name in expected]
-            commit.manifest(builder, plans, [record for record in found if record])
+            commit.manifest(builder, job.plans() or [], progress.records())
             raise UserError(f"{config.output}: the job ended without its manifest; run the same command again")
         return manifest, True
+
+
+class _Progress:
+    """What the driver knows of a job from the files that its workers write."""
+
+    def __init__(self, builder: ShardBuilder, job: Job, on_progress: Callable[[int, int], None] | None) -> None:
+        self._builder = builder
+        self._job = job
+        self._on_progress = on_progress
+        self._plans: list[TaskPlan] | None = None
+        self._expected: dict[str, str] = {}
+        self._pending: dict[str, str] = {}
+
+    def fingerprint(self) -> str | None:
+        """Of the finished folder; None before all corpora are inspected."""
+        self._look()
+        return None if self._plans is None else commit.dataset_fingerprint(self._builder, self._plans)
+
+    def tick(self) -> None:
+        """Looks which shards are done, and tells."""
+        self._look()
+        for name, its_fingerprint in list(self._pending.items()):
+            if (read_json(self._job.records / f"{name}.json") or {}).get("fingerprint") == its_fingerprint:
+                del self._pending[name]
+        if self._on_progress and self._expected:
+            self._on_progress(len(self._expected) - len(self._pending), len(self._expected))
+
+    def records(self) -> list[dict[str, Any]]:
+        """Those that are there."""
+        found = [read_json(self._job.records / f"{name}.json") for name in self._expected]
+        return [record for record in found if record]
+
+    def _look(self) -> None:
+        if self._plans is None and (plans := self._job.plans()) is not None:
+            self._plans = plans
+            self._expected = {shard.name: self._builder.fingerprint(shard) for plan in plans for shard in plan.shards}
+            self._pending = dict(self._expected)
 
 
 def _check_output(output: Path) -> None:
@@ -203,7 +294,11 @@ def _check_output(output: Path) -> None:
 
 def _check_task(builder: ShardBuilder, task_id: str) -> None:
     """A task that cannot be tokenized is told before any work."""
-    task = builder.store.tasks[task_id]
+    task = builder.stores.tasks[task_id]
+    if builder.stores.table(task_id).num_rows == 0:
+        raise UserError(
+            f"task {task_id}: expected episodes in the store {builder.stores.of(task_id).path}, got none; collect some first"
+        )
     fields = [*task.observation_spec.items(), *task.action_spec.items()]
     text = [key for key, field in fields if field.modality == Modality.TEXT]
     if text and builder.config.text_model is None:
