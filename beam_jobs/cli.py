@@ -29,6 +29,7 @@ from episode_store.command_line import (
 from episode_store.episode import Episode
 from episode_store.errors import UserError
 
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code."""
     command = CommandLine("beam_jobs", "Filters the episodes of a store by return, tokenizes them and writes shards.")

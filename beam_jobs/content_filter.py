@@ -84,9 +84,7 @@ class ContentSettings:
                 for each in lists
             ],
             "languages": list(self.languages),
-            "classifiers": [
-                {"name": name, "sha256": source_hash(load_classifier(name))} for name in self.classifiers
-            ],
+            "classifiers": [{"name": name, "sha256": source_hash(load_classifier(name))} for name in self.classifiers],
             "similarity": self.similarity,
             "samples": str(self.samples),
         }
@@ -152,7 +150,9 @@ class ContentFilter:
 def texts_of(episode: Episode) -> list[str]:
     """All texts of an episode, in a fixed order."""
     groups = (episode.observations, episode.actions)
-    return [text for group in groups for _, values in sorted(group.items()) if isinstance(values, list) for text in values]
+    return [
+        text for group in groups for _, values in sorted(group.items()) if isinstance(values, list) for text in values
+    ]
 
 
 def mask_words(text: str, words: Sequence[str]) -> str:

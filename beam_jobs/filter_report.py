@@ -61,7 +61,10 @@ def _cells(report: Report) -> tuple[object, ...]:
         report["num_rejected"],
         report["num_kept"],
         f"{report['num_best_kept']}/{report['num_best']}" if report["num_best"] else "-",
-        *(_number(report[name]) for name in ("random_return", "expert_return", "threshold", "min_return", "max_return")),
+        *(
+            _number(report[name])
+            for name in ("random_return", "expert_return", "threshold", "min_return", "max_return")
+        ),
     )
 
 

@@ -155,7 +155,9 @@ def gather(parts: Iterable[str], fingerprint: str) -> Verdict | None:
     )
 
 
-def inspect_locally(stores: Stores, task_ids: Sequence[str], settings: ContentSettings, fingerprint: str) -> dict[str, Verdict]:
+def inspect_locally(
+    stores: Stores, task_ids: Sequence[str], settings: ContentSettings, fingerprint: str
+) -> dict[str, Verdict]:
     """Task id -> verdict of every corpus, without Beam."""
     content = ContentFilter(settings)
     by_bucket: dict[str, list[Entry | str]] = collections.defaultdict(list)

@@ -132,9 +132,7 @@ class ShardBuilder:
         self, plan: ShardPlan, rejected: list[dict[str, str]], changes: Counter[str]
     ) -> Iterator[TokenSequence]:
         """Reads, masks and tokenizes; appends what fails to `rejected` and counts what was masked."""
-        is_masked = (
-            self.stores.tasks[plan.task_id].is_corpus and self.config.content.personal_data == PersonalData.MASK
-        )
+        is_masked = self.stores.tasks[plan.task_id].is_corpus and self.config.content.personal_data == PersonalData.MASK
         store = self.stores.of(plan.task_id)
         tokenizer = self.tokenizer(plan.task_id)
         for episode_id, content_hash in plan.references:
@@ -170,7 +168,12 @@ def _packs(sequences: Iterator[TokenSequence], config: BuildConfig) -> Iterator[
 
 
 def _rejection(plan: ShardPlan, episode_id: str, reason: str) -> dict[str, str]:
-    return {"task_id": plan.task_id, "episode_id": episode_id, "stage": "build", "reason": " ".join(reason.split())[:500]}
+    return {
+        "task_id": plan.task_id,
+        "episode_id": episode_id,
+        "stage": "build",
+        "reason": " ".join(reason.split())[:500],
+    }
 
 
 def _files_are_there(output: Path, record: Mapping[str, Any]) -> bool:

@@ -81,7 +81,8 @@ class Stores:
                 specs[task_id] = spec if spec.licence else dataclasses.replace(spec, licence=source.licence)
         self.tasks: Mapping[str, TaskSpec] = MappingProxyType(dict(sorted(specs.items())))
         self._share = {
-            source.name: sum(found.name == source.name for found, _ in self._by_task.values()) for source in self.sources
+            source.name: sum(found.name == source.name for found, _ in self._by_task.values())
+            for source in self.sources
         }
 
     @classmethod

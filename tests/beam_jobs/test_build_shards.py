@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from beam_jobs.content_filter import PersonalData
 
 from beam_jobs import shard_builder
 from beam_jobs.build_shards import build_locally, build_shards
+from beam_jobs.content_filter import PersonalData
 from beam_jobs.plan import BuildConfig
 from beam_jobs.return_filter import FilterRule
 from beam_jobs.write_shards import TarShard

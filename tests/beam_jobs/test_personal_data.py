@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from beam_jobs.content_filter import PersonalData, mask_text, personal_data_filter
 
+from beam_jobs.content_filter import PersonalData, mask_text, personal_data_filter
 from episode_store.episode import Episode
 
 
