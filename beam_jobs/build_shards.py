@@ -297,7 +297,8 @@ def _check_task(builder: ShardBuilder, task_id: str) -> None:
     task = builder.stores.tasks[task_id]
     if builder.stores.table(task_id).num_rows == 0:
         raise UserError(
-            f"task {task_id}: expected episodes in the store {builder.stores.of(task_id).path}, got none; collect some first"
+            f"task {task_id}: expected episodes in the store {builder.stores.of(task_id).path}, got none; "
+            "collect some first"
         )
     fields = [*task.observation_spec.items(), *task.action_spec.items()]
     text = [key for key, field in fields if field.modality == Modality.TEXT]

@@ -67,8 +67,8 @@ def _add_build_shards(command: CommandLine) -> None:
         type=_return_filter,
         default=ReturnFilter(rule=FilterRule.NORMALIZED),
         metavar="RULE",
-        help="episodes kept of control tasks. normalized (the default): R >= random + 0.8 (expert - random); paper: R >= "
-        "0.8 expert; quantile:Q: R >= that quantile; top:K: the K best; none: all",
+        help="episodes kept of control tasks. normalized (the default): R >= random + 0.8 (expert - random); paper: "
+        "R >= 0.8 expert; quantile:Q: R >= that quantile; top:K: the K best; none: all",
     )
     build.add_argument(
         "--filter-for",
@@ -76,8 +76,8 @@ def _add_build_shards(command: CommandLine) -> None:
         action="append",
         default=[],
         metavar="TASK=RULE",
-        help="another rule for a task or pattern, such as 'babyai/*=top:500'; may be given several times, the first match "
-        "decides",
+        help="another rule for a task or pattern, such as 'babyai/*=top:500'; may be given several times, the first "
+        "match decides",
     )
     build.add_argument("--scores", metavar="FILE", help="random returns, as `collectors score` writes them")
     add_holdout(build)
@@ -110,8 +110,8 @@ def _add_content(build: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="LIST",
-        help="leave out texts with a word of these lists: ldnoobw, cuss (fetched with npm at the first use), or files with "
-        "one word a line",
+        help="leave out texts with a word of these lists: ldnoobw, cuss (fetched with npm at the first use), or files "
+        "with one word a line",
     )
     build.add_argument(
         "--languages",

@@ -215,8 +215,9 @@ def _check_dead(dead: Sequence[Mapping[str, str]], num_planned: int, max_share: 
     if len(dead) > max_share * num_all:
         first = dead[0]
         raise UserError(
-            f"{len(dead)} of {num_all} episodes could not be imported, read or tokenized, more than the allowed share of "
-            f"{max_share:g} (--max-dead-share); the first, {first['episode_id']} of {first['task_id']}: {first['reason']}"
+            f"{len(dead)} of {num_all} episodes could not be imported, read or tokenized, more than the allowed share "
+            f"of {max_share:g} (--max-dead-share); the first, {first['episode_id']} of {first['task_id']}: "
+            f"{first['reason']}"
         )
 
 

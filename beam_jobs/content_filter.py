@@ -191,7 +191,7 @@ def load_classifier(name: str) -> Classifier:
         ) from None
     if not callable(classify):
         raise UserError(f"classifier {name!r}: expected a function, got {type(classify).__name__}")
-    return classify  # type: ignore[no-any-return]
+    return classify
 
 
 def source_hash(classify: Classifier) -> str:

@@ -30,8 +30,9 @@ MIN_SHINGLES = 20
 _SEED = 20_260_101
 
 
-# One episode in a bucket, about 200 bytes: task id, row in the table of its task, episode id, and the lowest byte of each
-# MinHash value (none in an exact bucket). Plain values, which every runner encodes; their order says who stands for all.
+# One episode in a bucket, about 200 bytes: task id, row in the table of its task, episode id, and the lowest byte of
+# each MinHash value (none in an exact bucket). Plain values, which every runner encodes; their order says who stands
+# for all.
 Entry = tuple[str, int, str, bytes]
 
 

@@ -9,9 +9,10 @@ from typing import Any
 Report = Mapping[str, Any]
 
 HEADER = (
-    "task", "rule", "episodes", "copies", "rejected", "kept", "best kept", "random", "expert", "threshold", "min", "max",
-    "returns, min to max",
+    "task", "rule", "episodes", "copies", "rejected", "kept", "best kept", "random", "expert", "threshold", "min",
+    "max", "returns, min to max",
 )  # fmt: skip
+_RETURNS = ("random_return", "expert_return", "threshold", "min_return", "max_return")
 _BAR_BLOCKS = " ▁▂▃▄▅▆▇█"
 _BAR_WIDTH, _BAR_HEIGHT = 12, 60
 _STYLE = """
@@ -46,8 +47,8 @@ def page(reports: Sequence[Report]) -> str:
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>What the filters kept</title>'
         f"<style>{_STYLE}</style><h1>What the filters kept</h1>"
-        '<p>Green: kept; grey: dropped; the red line: the lowest return kept. "Best kept": episodes of the window that the '
-        "expert return is the mean of, and how many of them stay.</p>"
+        '<p>Green: kept; grey: dropped; the red line: the lowest return kept. "Best kept": how many stay of the '
+        "episodes in the window that the expert return is the mean of.</p>"
         f"<table><tr>{header}</tr>{''.join(lines)}</table>{_content(reports)}</html>\n"
     )
 

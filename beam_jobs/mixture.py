@@ -188,8 +188,8 @@ def _imported(entry: Entry, progress: Bar | None) -> Mapping[str, Any]:
         if done["fingerprint"] == fingerprint and done["asked"] == asked:
             return done
         raise UserError(
-            f"source {entry.name!r}: {entry.path} or its settings changed since it was imported; remove {entry.store} and "
-            f"{record.name} beside it to import it again, or give the source another name"
+            f"source {entry.name!r}: {entry.path} or its settings changed since it was imported; remove {entry.store} "
+            f"and {record.name} beside it to import it again, or give the source another name"
         )
     importer = formats.open_importer(entry.kind, entry.path, task_id=entry.task_id, options=entry.options)
 

@@ -203,8 +203,8 @@ def _keep_corpus(
     if not kept.any():
         first = next(iter(verdict.rejected.values()), "all are copies of what other tasks have")
         raise UserError(
-            f"task {task_id}: the content filter would drop all {len(kept)} episodes ({num_rejected} rejected, the first: "
-            f"{first}); allow more, or leave the task out"
+            f"task {task_id}: the content filter would drop all {len(kept)} episodes ({num_rejected} rejected, the "
+            f"first: {first}); allow more, or leave the task out"
         )
     num_duplicates = len(kept) - int(kept.sum()) - num_rejected
     return kept, corpus_report(task_id, episode_returns, num_duplicates=num_duplicates, num_rejected=num_rejected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import fnmatch
 from collections.abc import Mapping, Sequence
@@ -73,17 +74,14 @@ class Stores:
                 if task_id in self._by_task:
                     other = self._by_task[task_id][0]
                     raise UserError(
-                        f"task {task_id}: it is in source {other.name!r} and in {source.name!r}; leave it out of one with "
-                        "`tasks`, or make one store of both with `episode_store merge`"
+                        f"task {task_id}: it is in source {other.name!r} and in {source.name!r}; leave it out of one "
+                        "with `tasks`, or make one store of both with `episode_store merge`"
                     )
                 self._by_task[task_id] = source, store
                 spec = store.tasks[task_id]
                 specs[task_id] = spec if spec.licence else dataclasses.replace(spec, licence=source.licence)
         self.tasks: Mapping[str, TaskSpec] = MappingProxyType(dict(sorted(specs.items())))
-        self._share = {
-            source.name: sum(found.name == source.name for found, _ in self._by_task.values())
-            for source in self.sources
-        }
+        self._num_tasks = collections.Counter(source.name for source, _ in self._by_task.values())
 
     @classmethod
     def open(cls, sources: Sequence[Source]) -> Stores:
@@ -114,7 +112,7 @@ class Stores:
     def weight(self, task_id: str) -> float:
         """Share of the training tokens of a task, relative to the others."""
         source = self.source(task_id)
-        return 1.0 if source.weight is None else source.weight / self._share[source.name]
+        return 1.0 if source.weight is None else source.weight / self._num_tasks[source.name]
 
     def find_tasks(self, patterns: Sequence[str] | None) -> list[str]:
         """Ids of the tasks that match any of the patterns, sorted; all without patterns.

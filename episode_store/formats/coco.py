@@ -130,7 +130,7 @@ class _Annotations:
                     answers += content["annotations"]
         if not captions and not (questions and answers):
             raise UserError(
-                f"source {source}: expected captions (images and annotations), or questions and their annotations, in JSON"
+                f"source {source}: expected JSON of captions (images and annotations), or of questions and annotations"
             )
         if captions and questions:
             raise UserError(f"source {source}: it holds captions and questions; give the file or folder of one of them")
@@ -170,18 +170,16 @@ class _Annotations:
         numbered = {int(number[1]): path for path in pictures.values() if (number := _NUMBER.search(path.stem))}
         for place, entry in enumerate(questions):
             try:
-                question, number = entry["question"], int(entry["image_id"])
+                question, image_id = entry["question"], int(entry["image_id"])
                 answer = said[entry["question_id"]]
                 if not isinstance(question, str) or not question.strip():
                     raise TypeError
             except (TypeError, KeyError, ValueError):
-                self._refuse(
-                    f"question {place}", "expected a question with an image_id, and an answer to its question_id"
-                )
+                what = "expected a question with an image_id, and an answer to its question_id"
+                self._refuse(f"question {place}", what)
                 continue
-            self.entries.append(
-                (f"question {entry['question_id']} picture {number}", numbered.get(number), question, answer)
-            )
+            where = f"question {entry['question_id']} picture {image_id}"
+            self.entries.append((where, numbered.get(image_id), question, answer))
 
     def _refuse(self, where: str, what: str) -> None:
         self.findings.append(Finding(severity="error", where=where, what=what))

@@ -141,7 +141,7 @@ def _lines(file: Path, where: str) -> Iterator[tuple[int, bytes | Broken]]:
             if file.name.endswith(".zst"):
                 budget = file.stat().st_size * MAX_EXPANSION + EXPANSION_ALLOWANCE
                 decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27)
-                stream = io.BufferedReader(decompressor.stream_reader(raw, read_across_frames=True))  # type: ignore[type-var, assignment]
+                stream = io.BufferedReader(decompressor.stream_reader(raw, read_across_frames=True))
             while line := stream.readline(MAX_LINE_BYTES + 1):
                 number += 1
                 size = len(line)
@@ -153,7 +153,7 @@ def _lines(file: Path, where: str) -> Iterator[tuple[int, bytes | Broken]]:
                 if budget is not None:
                     budget -= size
                     if budget < 0:
-                        what = f"unfolds to more than {MAX_EXPANSION} times its size: taken for a bomb, the rest is left out"
+                        what = f"unfolds to more than {MAX_EXPANSION} times its size, a bomb: the rest is left out"
                         yield number, Broken(where=f"{where} line {number}", what=what)
                         return
                 if too_long:

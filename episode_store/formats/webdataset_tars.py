@@ -23,7 +23,6 @@ from episode_store.formats.transfer import examine_importer
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _MAX_TEXT_BYTES = 1 << 20
-# Bytes of members that are skipped or read, for each byte of the tar; a plain tar has less than one.
 _DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError)
 
 Sample = dict[str, bytes]
@@ -163,7 +162,8 @@ def _samples(file: Path) -> Iterator[tuple[str, Sample]]:
       ValueError: it unfolds to more than a tar of its size may.
     """
     budget = file.stat().st_size * text_files.MAX_EXPANSION + text_files.EXPANSION_ALLOWANCE
-    current, sample = None, {}
+    current: str | None = None
+    sample: Sample = {}
     with tarfile.open(file, "r|*") as tar:
         for member in tar:
             budget -= member.size

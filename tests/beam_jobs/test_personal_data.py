@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from beam_jobs.content_filter import PersonalData, mask_text, personal_data_filter
+from beam_jobs.personal_data import find, mask_episode, mask_text
 from episode_store.episode import Episode
 
 
@@ -49,18 +49,19 @@ def test_left_alone(text: str) -> None:
     assert mask_text(text) == (text, {})
 
 
-def test_verdicts(chat_episode: Callable[[int], Episode]) -> None:
-    mail, telephone, clean = chat_episode(5), chat_episode(7), chat_episode(1)
-    assert personal_data_filter(clean, PersonalData.MASK).episode is clean
-    verdict = personal_data_filter(mail, PersonalData.MASK)
-    assert verdict.episode is not None
-    assert verdict.episode.actions["text"] == ["write to [mail]"]
-    assert verdict.episode.metadata == mail.metadata
-    assert verdict.changes == {"mail address": 1}
+def test_an_episode_is_masked_and_left_as_it_was(chat_episode: Callable[[int], Episode]) -> None:
+    mail, clean = chat_episode(5), chat_episode(1)
+    assert mask_episode(clean) == (clean, {})
+    masked, found = mask_episode(mail)
+    assert masked.actions["text"] == ["write to [mail]"]
+    assert masked.metadata == mail.metadata
+    assert found == {"mail address": 1}
     assert mail.actions["text"] == ["write to jane.doe@example.org"]
-    verdict = personal_data_filter(telephone, PersonalData.REJECT)
-    assert (verdict.episode, verdict.reason) == (None, "personal data: telephone number")
-    assert personal_data_filter(mail, PersonalData.KEEP).episode is mail
+
+
+def test_find() -> None:
+    assert find("call 212-555-0123 or write to a@b.org") == ["mail address", "telephone number"]
+    assert find("call me") == []
 
 
 def test_long_hostile_text_is_fast() -> None:
