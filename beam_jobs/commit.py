@@ -16,6 +16,7 @@ from typing import Any
 from beam_jobs.files import read_json
 from beam_jobs.plan import TaskPlan, column_hash, fingerprint
 from beam_jobs.shard_builder import RECORDS_FOLDER, TEXT_MODEL_FILE, ShardBuilder, code_fingerprint
+from beam_jobs.wids_index import WIDS_FILE, wids_index
 from episode_store.errors import UserError
 from episode_store.files import TEMPORARY_SUFFIX, sync_folder, write_bytes, write_json
 from tokenization.vocabulary import ID_RANGES, VOCABULARY_SIZE
@@ -24,7 +25,6 @@ FORMAT = "gato-shards-v1"
 DATASET_FILE = "dataset.json"
 FILTER_REPORT_FILE = "filter_report.json"
 DEAD_LETTERS_FILE = "dead_letters.jsonl"
-WIDS_FILE = "wids-{split}.json"
 
 _COUNTS = ("num_episodes", "num_timesteps", "num_tokens", "num_targets")
 
@@ -179,7 +179,7 @@ def commit(builder: ShardBuilder, plans: Sequence[TaskPlan], records: Iterable[M
     indices = set()
     for split in sorted({shard["split"] for shard in data["shards"]}):
         indices.add(WIDS_FILE.format(split=split))
-        write_json(output / WIDS_FILE.format(split=split), _wids_index(data["shards"], split))
+        write_json(output / WIDS_FILE.format(split=split), wids_index(data["shards"], split))
     write_json(output / DATASET_FILE, data)
     named = {shard["file"] for shard in data["shards"]} | indices
     for path in output.iterdir():
@@ -219,21 +219,3 @@ def _check_dead(dead: Sequence[Mapping[str, str]], num_planned: int, max_share: 
             f"of {max_share:g} (--max-dead-share); the first, {first['episode_id']} of {first['task_id']}: "
             f"{first['reason']}"
         )
-
-
-def _wids_index(shards: Iterable[Mapping[str, Any]], split: str) -> dict[str, Any]:
-    """An index as the wids reader of WebDataset expects it."""
-    return {
-        "__kind__": "wids-shard-index-v1",
-        "wids_version": 1,
-        "shardlist": [
-            {
-                "url": shard["file"],
-                "md5sum": shard["md5"],
-                "nsamples": shard["num_samples"],
-                "filesize": shard["bytes"],
-            }
-            for shard in shards
-            if shard["split"] == split
-        ],
-    }

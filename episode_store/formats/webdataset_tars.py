@@ -189,3 +189,12 @@ def _samples(file: Path) -> Iterator[tuple[str, Sample]]:
                 sample[suffix] = data
     if current is not None:
         yield current, sample
+    if file.name.endswith(".tar") and not _has_end(file):
+        raise tarfile.ReadError("it is cut short: the end of the archive is missing")
+
+
+def _has_end(file: Path) -> bool:
+    """Whether a plain tar ends with an empty block; without, it may have been cut between two members."""
+    with file.open("rb") as stream:
+        stream.seek(max(0, file.stat().st_size - 512))
+        return not any(stream.read())
