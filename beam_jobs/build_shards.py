@@ -24,6 +24,8 @@ from beam_jobs.plan import BuildConfig, Reference, ShardPlan, sort_references
 from beam_jobs.shard_builder import TEXT_MODEL_FILE, ShardBuilder
 from episode_store.errors import UserError
 
+_LOGGER = logging.getLogger(__name__)
+
 # (shard name, task id, split): strings alone, so that every runner groups them alike.
 ShardKey = tuple[str, str, str]
 
@@ -79,7 +81,13 @@ class FilterAndAssign(_JobFn):
         verdict = inspection.gather(parts, self._job.content_fingerprint)
         if verdict is not None:
             inspection.write_verdict(self._job.records, task_id, verdict)
-        for shard in self._job.plan(task_id).shards:
+        try:
+            plan = self._job.plan(task_id)
+        except UserError as error:
+            # As in `Commit`: the driver makes the same plan and tells the same reason.
+            _LOGGER.info("not planned: %s", error)
+            return
+        for shard in plan.shards:
             for reference in shard.references:
                 yield (shard.name, shard.task_id, shard.split), reference
 
@@ -107,7 +115,7 @@ class Commit(_JobFn):
             commit.commit(builder, self._job.plans() or [], records)
         except UserError as error:
             # An exception would make the runner try again; the driver finds the same reason in the records.
-            logging.getLogger(__name__).warning("not committed: %s", error)
+            _LOGGER.info("not committed: %s", error)
         yield len(records)
 
 
