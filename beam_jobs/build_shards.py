@@ -7,10 +7,14 @@ drop those in silence.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -18,10 +22,11 @@ import apache_beam as beam
 from beam_jobs import commit, inspection, runners
 from beam_jobs.content_filter import ContentFilter
 from beam_jobs.duplicates import Entry
+from beam_jobs.files import AnyPath
 from beam_jobs.inspection import Block
 from beam_jobs.job import Job, prepare_and_run
 from beam_jobs.plan import BuildConfig, Reference, ShardPlan, sort_references
-from beam_jobs.shard_builder import TEXT_MODEL_FILE, ShardBuilder
+from beam_jobs.shard_builder import RECORDS_FOLDER, TEXT_MODEL_FILE, ShardBuilder
 from episode_store.errors import UserError
 
 _LOGGER = logging.getLogger(__name__)
@@ -34,7 +39,7 @@ def build_pipeline(pipeline: beam.Pipeline, job: Job) -> None:
     """The whole job, from blocks of episodes to dataset.json."""
     _ = (
         pipeline
-        | "Blocks" >> beam.Create(job.blocks())
+        | "Blocks" >> beam.Create(job.blocks(), reshuffle=False)
         | "SpreadKey" >> beam.Map(lambda block: (f"{block[0]}:{block[1]}", block)).with_output_types(tuple[str, Block])
         | "SpreadBlocks" >> beam.GroupByKey()
         | "Inspect" >> beam.ParDo(Inspect(job)).with_output_types(tuple[str, Any])
@@ -79,7 +84,7 @@ class FilterAndAssign(_JobFn):
     def process(self, element: tuple[str, Iterable[str]]) -> Iterator[tuple[ShardKey, Reference]]:
         task_id, parts = element
         verdict = inspection.gather(parts, self._job.content_fingerprint)
-        if verdict is not None:
+        if verdict is not None and self._job.is_wanted():
             inspection.write_verdict(self._job.records, task_id, verdict)
         try:
             plan = self._job.plan(task_id)
@@ -99,6 +104,8 @@ class BuildShard(_JobFn):
         self._builder = ShardBuilder(self._job.config, self._job.stores)
 
     def process(self, element: tuple[ShardKey, Iterable[Reference]]) -> Iterator[tuple[str, str]]:
+        if not self._job.is_wanted():
+            return
         (name, task_id, split), references = element
         ordered = sort_references(self._job.config.seed, references)
         plan = ShardPlan(name=name, task_id=task_id, split=split, references=ordered)
@@ -109,6 +116,8 @@ class Commit(_JobFn):
     """(key, all records) -> the number of shards, after dataset.json is on the disk."""
 
     def process(self, element: tuple[str, Iterable[str]]) -> Iterator[int]:
+        if not self._job.is_wanted():
+            return
         records = [json.loads(record) for record in element[1]]
         try:
             builder = ShardBuilder(self._job.config, self._job.stores)
@@ -147,15 +156,17 @@ def build_shards(
     shared_model = config.output / TEXT_MODEL_FILE if config.text_model else None
 
     def run(job: Job, tick: Callable[[], None]) -> None:
-        worker_job = dataclasses.replace(job, config=dataclasses.replace(job.config, text_model=shared_model))
-        runners.run(
-            lambda pipeline: build_pipeline(pipeline, worker_job),
-            flags,
-            workers=workers,
-            log_folder=job.records,
-            timeout_seconds=timeout_seconds,
-            on_tick=tick,
-        )
+        worker_config = dataclasses.replace(job.config, text_model=shared_model)
+        worker_job = dataclasses.replace(job, config=worker_config, owner=commit.take_over(config.output))
+        with _log_folder(config.output) as log_folder:
+            runners.run(
+                lambda pipeline: build_pipeline(pipeline, worker_job),
+                flags,
+                workers=workers,
+                log_folder=log_folder,
+                timeout_seconds=timeout_seconds,
+                on_tick=tick,
+            )
 
     return prepare_and_run(config, run, on_progress)
 
@@ -174,3 +185,14 @@ def build_locally(config: BuildConfig) -> tuple[dict[str, Any], bool]:
         commit.commit(builder, plans, [builder.build(shard) for plan in plans for shard in plan.shards])
 
     return prepare_and_run(config, loop, None)
+
+
+@contextlib.contextmanager
+def _log_folder(output: AnyPath) -> Iterator[Path]:
+    """Where worker processes of this machine print to; kept after an error, which names it."""
+    if isinstance(output, Path):
+        yield output / RECORDS_FOLDER
+    else:
+        folder = Path(tempfile.mkdtemp(prefix="build-shards-"))
+        yield folder
+        shutil.rmtree(folder)

@@ -6,12 +6,13 @@ import argparse
 import difflib
 import fnmatch
 import logging
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from beam_jobs.files import read_json
+from beam_jobs.files import output_path, read_json
 from beam_jobs.personal_data import PersonalData
 from beam_jobs.return_filter import FilterRule, ReturnFilter
 from episode_store.command_line import (
@@ -28,6 +29,7 @@ from episode_store.command_line import (
 )
 from episode_store.episode import Episode
 from episode_store.errors import UserError
+from episode_store.storage import StorePath, locate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,6 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report.add_argument("--shards", required=True, metavar="DIR", help="folder of finished shards")
     add_tasks(report)
     report.add_argument("--html", metavar="FILE", help="write a page that needs nothing else")
+    pool = command.verb(
+        "worker-pool",
+        _worker_pool,
+        help="starts Python workers on a host of a cluster when the cluster asks for them (EXTERNAL environment)",
+        example="python -m beam_jobs worker-pool --port 50000",
+    )
+    pool.add_argument("--port", type=positive_int, required=True, metavar="N", help="where the cluster asks")
+    pool.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="interface to listen on (127.0.0.1)")
     return command.main(arguments)
 
 
@@ -175,7 +185,7 @@ def _build_shards(arguments: argparse.Namespace) -> int:
     if arguments.mixture:
         sources = mixture.prepare(mixture.read(Path(arguments.mixture)), progress=_import_bar)
     else:
-        sources = (Source(name="store", store=Path(arguments.store).resolve()),)
+        sources = (Source(name="store", store=_store_place(arguments.store)),)
     stores = Stores.open(sources)
     task_ids = tuple(stores.find_tasks(arguments.tasks))
     for pattern, _ in arguments.filter_for:
@@ -183,7 +193,7 @@ def _build_shards(arguments: argparse.Namespace) -> int:
     lists = [name if name in KNOWN else str(Path(name).resolve()) for name in arguments.word_lists]
     config = BuildConfig(
         sources=sources,
-        output=Path(arguments.output).resolve(),
+        output=output_path(arguments.output),
         text_model=Path(arguments.text_model).resolve() if arguments.text_model else None,
         task_ids=task_ids,
         seed=arguments.seed,
@@ -233,6 +243,11 @@ def _build_shards(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _store_place(text: str) -> StorePath:
+    place = locate(text)
+    return place.resolve() if isinstance(place, Path) else place
+
+
 def _import_bar(name: str, items: Iterable[Episode], total: int | None) -> Iterable[Episode]:
     return progress(items, description=f"importing {name}", total=total, unit="episodes")
 
@@ -271,7 +286,7 @@ def _filter_report(arguments: argparse.Namespace) -> int:
     from beam_jobs.commit import DATASET_FILE
     from episode_store.files import write_bytes
 
-    manifest = read_json(Path(arguments.shards) / DATASET_FILE)
+    manifest = read_json(output_path(arguments.shards) / DATASET_FILE)
     if manifest is None or "filter_report" not in manifest:
         raise UserError(
             f"--shards {arguments.shards}: expected a folder of finished shards with {DATASET_FILE}, got none; "
@@ -291,6 +306,14 @@ def _filter_report(arguments: argparse.Namespace) -> int:
         print(line)
     if arguments.html:
         print(f"page: {arguments.html}")
+    return 0
+
+
+def _worker_pool(arguments: argparse.Namespace) -> int:
+    from beam_jobs.worker_pool import serve
+
+    print(f"worker pool at {arguments.host}:{arguments.port}", file=sys.stderr)
+    serve(arguments.host, arguments.port)
     return 0
 
 

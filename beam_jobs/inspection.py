@@ -18,10 +18,9 @@ from typing import Any
 
 from beam_jobs.content_filter import ContentFilter, ContentSettings
 from beam_jobs.duplicates import Entry, buckets, copies
-from beam_jobs.files import read_json
+from beam_jobs.files import AnyPath, read_json, write_json
 from beam_jobs.stores import Stores
 from episode_store.errors import UserError
-from episode_store.files import write_json
 from episode_store.task import task_file_name
 
 BLOCK_EPISODES = 1024
@@ -172,19 +171,18 @@ def inspect_locally(
     return {task_id: verdict for task_id, verdict in verdicts.items() if verdict is not None}
 
 
-def verdict_file(records: Path, task_id: str) -> Path:
+def verdict_file(records: AnyPath, task_id: str) -> AnyPath:
     """Where the verdict of a task is kept."""
     return records / "content" / f"{task_file_name(task_id)}.json"
 
 
-def write_verdict(records: Path, task_id: str, verdict: Verdict) -> None:
+def write_verdict(records: AnyPath, task_id: str, verdict: Verdict) -> None:
     """Keeps the verdict of a task."""
-    path = verdict_file(records, task_id)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, verdict.to_json())
+    (records / "content").mkdir(parents=True, exist_ok=True)
+    write_json(verdict_file(records, task_id), verdict.to_json())
 
 
-def read_verdict(records: Path, task_id: str, fingerprint: str) -> Verdict | None:
+def read_verdict(records: AnyPath, task_id: str, fingerprint: str) -> Verdict | None:
     """The verdict of a task; None while it is not there, or when something that decided it has changed."""
     data = read_json(verdict_file(records, task_id))
     return Verdict(**data) if data is not None and data.get("fingerprint") == fingerprint else None

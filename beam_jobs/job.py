@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from beam_jobs import commit, inspection
-from beam_jobs.files import read_json
+from beam_jobs.files import AnyPath, hold, read_json, write_bytes
 from beam_jobs.inspection import Block
 from beam_jobs.plan import BuildConfig, TaskPlan, content_fingerprint, plan_task
 from beam_jobs.shard_builder import RECORDS_FOLDER, TEXT_MODEL_FILE, ShardBuilder
 from beam_jobs.stores import Stores
 from episode_store.errors import UserError
-from episode_store.files import hold, write_bytes
 from episode_store.spec import Modality
 
 
@@ -25,9 +23,14 @@ class Job:
     config: BuildConfig
     stores: Stores
     content_fingerprint: str
+    owner: str = ""
+
+    def is_wanted(self) -> bool:
+        """Whether no later job works on this folder; else this one comes to its end without writing."""
+        return commit.is_owner(self.config.output, self.owner)
 
     @property
-    def records(self) -> Path:
+    def records(self) -> AnyPath:
         """Where what is done is noted."""
         return self.config.output / RECORDS_FOLDER
 
@@ -121,7 +124,10 @@ class _Progress:
     def tick(self) -> None:
         """Looks which shards are done, and tells."""
         self._look()
+        there = {path.name for path in self._job.records.iterdir()}
         for name, its_fingerprint in list(self._pending.items()):
+            if f"{name}.json" not in there:
+                continue
             if (read_json(self._job.records / f"{name}.json") or {}).get("fingerprint") == its_fingerprint:
                 del self._pending[name]
         if self._on_progress and self._expected:
@@ -139,16 +145,16 @@ class _Progress:
             self._pending = dict(self._expected)
 
 
-def _check_output(output: Path) -> None:
+def _check_output(output: AnyPath) -> None:
     """Refuses a folder with other content: the commit removes tars that the manifest does not name."""
     if not output.exists():
         return
     if not output.is_dir():
         raise UserError(f"--output {output}: expected a folder, got a file")
     ours = (RECORDS_FOLDER, commit.DATASET_FILE)
-    foreign = next((path for path in sorted(output.iterdir())), None)
+    foreign = min((path.name for path in output.iterdir()), default=None)
     if foreign is not None and not any((output / name).exists() for name in ours):
-        raise UserError(f"--output {output}: expected an empty folder or one with shards, got {foreign.name} in it")
+        raise UserError(f"--output {output}: expected an empty folder or one with shards, got {foreign} in it")
 
 
 def _check_task(builder: ShardBuilder, task_id: str) -> None:

@@ -23,6 +23,7 @@ import numpy as np
 
 from beam_jobs import inspection
 from beam_jobs.content_filter import ContentSettings
+from beam_jobs.files import AnyPath
 from beam_jobs.inspection import Verdict
 from beam_jobs.personal_data import PersonalData
 from beam_jobs.return_filter import FilterReport, FilterRule, ReturnFilter, corpus_report, filter_task
@@ -50,7 +51,7 @@ class BuildConfig:
 
     Attributes:
       sources: the episode stores, each with its weight, split and licence.
-      output: folder of the shards.
+      output: folder of the shards, or its place in an object store.
       text_model: SentencePiece model; None when no task has text.
       task_ids: tasks to build, sorted.
       seed: decides shard membership and order.
@@ -60,13 +61,13 @@ class BuildConfig:
       holdout: share of a corpus that becomes the split "validation", 0 <= holdout < 1.
       content: what the content filter does to corpora.
       max_shard_bytes: no file grows beyond this, but for a single sample that is larger.
-      max_pack_tokens, max_pack_episodes: a sample is closed when it reaches either.
+      max_pack_tokens, max_pack_patch_bytes, max_pack_episodes: a sample is closed when it reaches any of them.
       max_dead_share: the job fails when more of the episodes than this cannot be imported, read or tokenized.
     """
 
     sources: tuple[Source, ...]
-    output: Path
-    text_model: Path | None
+    output: AnyPath
+    text_model: AnyPath | None
     task_ids: tuple[str, ...]
     seed: int = 0
     return_filter: ReturnFilter = ReturnFilter(rule=FilterRule.NORMALIZED)
@@ -75,8 +76,9 @@ class BuildConfig:
     holdout: float = DEFAULT_HOLDOUT
     content: ContentSettings = ContentSettings()
     max_shard_bytes: int = 32 * 2**20
-    max_pack_tokens: int = 65_536
-    max_pack_episodes: int = 256
+    max_pack_tokens: int = 262_144
+    max_pack_patch_bytes: int = 4 * 2**20
+    max_pack_episodes: int = 1_024
     max_dead_share: float = 0.05
 
     def settings(self) -> dict[str, Any]:
@@ -90,6 +92,7 @@ class BuildConfig:
             "content": self.content.facts(),
             "max_shard_bytes": self.max_shard_bytes,
             "max_pack_tokens": self.max_pack_tokens,
+            "max_pack_patch_bytes": self.max_pack_patch_bytes,
             "max_pack_episodes": self.max_pack_episodes,
         }
 
@@ -101,6 +104,7 @@ class BuildConfig:
             "masks_personal_data": self.content.personal_data == PersonalData.MASK,
             "max_shard_bytes": self.max_shard_bytes,
             "max_pack_tokens": self.max_pack_tokens,
+            "max_pack_patch_bytes": self.max_pack_patch_bytes,
             "max_pack_episodes": self.max_pack_episodes,
         }
 

@@ -6,7 +6,6 @@ import collections
 import dataclasses
 import fnmatch
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -15,6 +14,7 @@ import pyarrow as pa
 from episode_store import layout
 from episode_store.errors import UserError
 from episode_store.splits import TRAIN, VALIDATION
+from episode_store.storage import StorePath
 from episode_store.store import EpisodeStore
 from episode_store.task import TaskSpec
 
@@ -40,7 +40,7 @@ class Source:
     """
 
     name: str
-    store: Path
+    store: StorePath
     kind: str = "store"
     tasks: tuple[str, ...] = ()
     weight: float | None = None

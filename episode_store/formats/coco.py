@@ -24,7 +24,7 @@ from episode_store.errors import UserError
 from episode_store.formats import image_pairs, text_files
 from episode_store.formats.format import Finding, Importer, LossLog, SingleTaskImporter, one_line, task_id_from
 from episode_store.formats.image_pairs import Pair
-from episode_store.formats.transfer import examine_importer
+from episode_store.formats.transfer import Bar, examine_importer, no_bar
 
 # The captions of COCO's 118,000 training pictures are 92 MB.
 MAX_JSON_BYTES = 1 << 30
@@ -46,9 +46,9 @@ def open_importer(source: Path, *, task_id: str | None = None, options: Mapping[
     return CocoImporter(source, task_id=task_id, options=options)
 
 
-def doctor(source: Path) -> list[Finding]:
+def doctor(source: Path, progress: Bar = no_bar) -> list[Finding]:
     """Reads every picture and holds every episode against the contract."""
-    return examine_importer(lambda: CocoImporter(source, task_id=None, options={}), source)
+    return examine_importer(lambda: CocoImporter(source, task_id=None, options={}), source, progress)
 
 
 class CocoImporter(SingleTaskImporter):

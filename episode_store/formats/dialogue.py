@@ -20,7 +20,7 @@ from episode_store.episode import Episode, EpisodeMetadata
 from episode_store.formats import text_files
 from episode_store.formats.format import Finding, Importer, LossLog, SingleTaskImporter, task_id_from
 from episode_store.formats.text_files import Broken
-from episode_store.formats.transfer import examine_importer
+from episode_store.formats.transfer import Bar, examine_importer, no_bar
 
 _LISTS = ("turns", "messages", "conversation")
 _SPEAKERS, _TEXTS = ("speaker", "role", "from"), ("text", "content", "value")
@@ -39,9 +39,9 @@ def open_importer(source: Path, *, task_id: str | None = None, options: Mapping[
     return DialogueImporter(source, task_id=task_id)
 
 
-def doctor(source: Path) -> list[Finding]:
+def doctor(source: Path, progress: Bar = no_bar) -> list[Finding]:
     """Reads every conversation and holds it against the contract."""
-    return examine_importer(lambda: DialogueImporter(source, task_id=None), source)
+    return examine_importer(lambda: DialogueImporter(source, task_id=None), source, progress)
 
 
 class DialogueImporter(SingleTaskImporter):

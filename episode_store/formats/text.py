@@ -16,7 +16,7 @@ from episode_store.errors import UserError
 from episode_store.formats import text_files
 from episode_store.formats.format import Finding, Importer, LossLog, SingleTaskImporter, task_id_from
 from episode_store.formats.text_files import Broken
-from episode_store.formats.transfer import examine_importer
+from episode_store.formats.transfer import Bar, examine_importer, no_bar
 
 SUFFIXES = (".txt", ".txt.zst", *text_files.JSON_LINES, ".parquet")
 MAX_PARTS = 64
@@ -39,9 +39,9 @@ def open_importer(source: Path, *, task_id: str | None = None, options: Mapping[
     return TextImporter(source, task_id=task_id, options=options)
 
 
-def doctor(source: Path) -> list[Finding]:
+def doctor(source: Path, progress: Bar = no_bar) -> list[Finding]:
     """Reads every document and holds it against the contract."""
-    return examine_importer(lambda: TextImporter(source, task_id=None, options={}), source)
+    return examine_importer(lambda: TextImporter(source, task_id=None, options={}), source, progress)
 
 
 class TextImporter(SingleTaskImporter):

@@ -19,7 +19,7 @@ from episode_store.episode import Episode
 from episode_store.formats import image_pairs, text_files
 from episode_store.formats.format import Finding, Importer, LossLog, SingleTaskImporter, one_line, task_id_from
 from episode_store.formats.image_pairs import Pair
-from episode_store.formats.transfer import examine_importer
+from episode_store.formats.transfer import Bar, examine_importer, no_bar
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _MAX_TEXT_BYTES = 1 << 20
@@ -45,9 +45,9 @@ def open_importer(source: Path, *, task_id: str | None = None, options: Mapping[
     return WebDatasetImporter(source, task_id=task_id, options=options)
 
 
-def doctor(source: Path) -> list[Finding]:
+def doctor(source: Path, progress: Bar = no_bar) -> list[Finding]:
     """Reads every sample and holds every episode against the contract."""
-    return examine_importer(lambda: WebDatasetImporter(source, task_id=None, options={}), source)
+    return examine_importer(lambda: WebDatasetImporter(source, task_id=None, options={}), source, progress)
 
 
 class WebDatasetImporter(SingleTaskImporter):

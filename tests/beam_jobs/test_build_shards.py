@@ -79,7 +79,7 @@ def test_two_processes_give_the_bytes_of_the_plain_loop(
 
 def test_manifest_adds_up(plain: tuple[dict[str, Any], dict[str, str]], tmp_path: Path, store_path: Path) -> None:
     manifest, files = plain
-    assert (manifest["format"], manifest["vocabulary_size"], manifest["seed"]) == ("gato-shards-v1", 33_025, 0)
+    assert (manifest["format"], manifest["vocabulary_size"], manifest["seed"]) == ("gato-shards-v2", 33_025, 0)
     swing, chat, picture = (manifest["tasks"][task] for task in ("Swing-v1", "dialogue/chat-v0", "toy/Picture-v0"))
     assert (swing["episodes_in"], swing["episodes_kept"], swing["episodes_below_threshold"]) == (40, 10, 30)
     assert (swing["num_timesteps"], swing["num_tokens"], swing["num_targets"]) == (100, 500, 100)
@@ -274,6 +274,7 @@ def test_poison_is_carried_and_counted(make_config: MakeConfig, store_path: Path
     assert (letter["episode_id"], letter["task_id"]) == (row["episode_id"], "toy/Picture-v0")
     assert letter["stage"] == "build"
     assert letter["reason"].startswith("CorruptionError: ")
+    assert str(tmp_path) not in letter["reason"]
     assert manifest["dead_letters"] == {
         "file": "dead_letters.jsonl",
         "count": 1,
