@@ -19,11 +19,11 @@ from typing import Any
 
 from beam_jobs import commit
 from beam_jobs.build_shards import build_locally, build_shards
-from beam_jobs.plan import BuildConfig, ShardPlan
-from beam_jobs.return_filter import FilterRule
+from beam_jobs.plan import BuildConfig, ShardPlan, plan_task
+from beam_jobs.return_filter import FilterRule, ReturnFilter
 from beam_jobs.shard_builder import RECORDS_FOLDER, ShardBuilder
+from beam_jobs.stores import Source, Stores
 from benchmarks.synthetic_store import TASK_IDS
-from episode_store.store import EpisodeStore
 
 _builder: ShardBuilder
 
@@ -33,7 +33,11 @@ def main() -> None:
     how, store = sys.argv[1], Path(sys.argv[2])
     with tempfile.TemporaryDirectory(dir=store.parent) as folder:
         config = BuildConfig(
-            sources=(Source(name="store", store=store),), output=Path(folder) / "shards", text_model=None, task_ids=TASK_IDS, return_filter=ReturnFilter(rule=FilterRule.NONE)
+            sources=(Source(name="store", store=store),),
+            output=Path(folder) / "shards",
+            text_model=None,
+            task_ids=TASK_IDS,
+            return_filter=ReturnFilter(rule=FilterRule.NONE),
         )
         began, cpu = time.perf_counter(), _cpu()
         manifest = _run(how, config)

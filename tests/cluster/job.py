@@ -18,7 +18,8 @@ from processes import ROOT
 
 from beam_jobs.build_shards import build_locally
 from beam_jobs.plan import BuildConfig
-from beam_jobs.return_filter import FilterRule
+from beam_jobs.return_filter import FilterRule, ReturnFilter
+from beam_jobs.stores import Source
 from episode_store.episode import Episode, EpisodeMetadata
 from episode_store.spec import ArraySpec, Modality
 from episode_store.store import EpisodeStore
