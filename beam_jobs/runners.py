@@ -286,7 +286,8 @@ def _check_known(flags: Sequence[str]) -> None:
 # Flags of the verb, for suggestions.
 OWN_FLAGS = (
     "store", "output", "text-model", "tasks", "seed", "filter", "scores", "holdout", "workers", "timeout", "json",
-    "personal-data", "max-shard-bytes", "max-rejected",
+    "personal-data", "max-shard-bytes", "max-dead-share", "mixture", "filter-for", "word-lists", "languages",
+    "classifier", "similarity", "samples",
 )  # fmt: skip
 
 

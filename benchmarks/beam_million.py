@@ -32,16 +32,18 @@ def peak():
 _OURS = """
 from beam_jobs import commit
 from beam_jobs.plan import BuildConfig, plan_task
-from beam_jobs.return_filter import FilterRule
+from beam_jobs.return_filter import FilterRule, ReturnFilter
 from beam_jobs.shard_builder import ShardBuilder
+from beam_jobs.stores import Source, Stores
 
 before, began = peak(), time.perf_counter()
-store = EpisodeStore.open(sys.argv[1])
-config = BuildConfig(store=Path(sys.argv[1]), output=Path("none"), text_model=None, task_ids=tuple(sorted(store.tasks)),
-                     rule=FilterRule.NONE)
-plans = [plan_task(store, task_id, config) for task_id in config.task_ids]
+sources = (Source(name="store", store=Path(sys.argv[1])),)
+stores = Stores.open(sources)
+config = BuildConfig(sources=sources, output=Path("none"), text_model=None, task_ids=tuple(stores.tasks),
+                     return_filter=ReturnFilter(rule=FilterRule.NONE))
+plans = [plan_task(stores, task_id, config) for task_id in config.task_ids]
 planned = time.perf_counter() - began
-commit.dataset_fingerprint(ShardBuilder(config, store), plans)
+commit.dataset_fingerprint(ShardBuilder(config, stores), plans)
 assert sum(plan.num_episodes for plan in plans) == int(sys.argv[2])
 """
 _SHUFFLE = """

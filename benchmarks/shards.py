@@ -106,7 +106,7 @@ def _cut(
 
 def write_shards(folder: Path, episodes: list[TokenSequence]) -> list[Shard]:
     """As `build-shards` packs them, in files of about 32 MB."""
-    config = BuildConfig(store=folder, output=folder, text_model=None, task_ids=())
+    config = BuildConfig(sources=(), output=folder, text_model=None, task_ids=())
     shards: list[Shard] = []
     packs = packs_of(iter(episodes), config)
     pack = next(packs, None)
