@@ -50,14 +50,18 @@ _SHUFFLE = """
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from beam_jobs.build_shards import FilterAndAssign, References, ShardKey
+from beam_jobs.job import Job
 from beam_jobs.plan import BuildConfig
-from beam_jobs.return_filter import FilterRule
+from beam_jobs.return_filter import FilterRule, ReturnFilter
 from beam_jobs.runners import pipeline_flags
+from beam_jobs.stores import Source, Stores
 
 before, began = peak(), time.perf_counter()
-store = EpisodeStore.open(sys.argv[1])
-config = BuildConfig(store=Path(sys.argv[1]), output=Path("none"), text_model=None, task_ids=tuple(sorted(store.tasks)),
-                     rule=FilterRule.NONE)
+sources = (Source(name="store", store=Path(sys.argv[1])),)
+stores = Stores.open(sources)
+config = BuildConfig(sources=sources, output=Path("none"), text_model=None, task_ids=tuple(stores.tasks),
+                     return_filter=ReturnFilter(rule=FilterRule.NONE))
+job = Job(config=config, stores=stores, content_fingerprint="bench", owner="bench")
 
 def check(counts):
     assert sum(counts) == int(sys.argv[2])
@@ -65,12 +69,12 @@ def check(counts):
 with beam.Pipeline(options=PipelineOptions(pipeline_flags([], 1))) as pipeline:
     _ = (
         pipeline
-        | beam.Create(config.task_ids)
-        | beam.Map(lambda task_id: (task_id, task_id))
-        | "SpreadTasks" >> beam.GroupByKey()
-        | beam.ParDo(FilterAndAssign(config, store, 'bench')).with_output_types(tuple[ShardKey, References])
+        | beam.Create([(task_id, "") for task_id in config.task_ids])
+        | "GroupByTask" >> beam.GroupByKey()
+        | beam.MapTuple(lambda task_id, parts: (task_id, []))
+        | beam.ParDo(FilterAndAssign(job)).with_output_types(tuple[ShardKey, References])
         | "GroupByShard" >> beam.GroupByKey()
-        | beam.MapTuple(lambda shard, references: ("all", sum(map(len, references))))
+        | beam.MapTuple(lambda shard, groups: ("all", sum(map(len, groups))))
         | "GatherRecords" >> beam.GroupByKey()
         | beam.MapTuple(lambda key, counts: check(counts))
     )

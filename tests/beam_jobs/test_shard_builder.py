@@ -19,7 +19,7 @@ def sequence(num_tokens: int, num_patches: int = 0) -> TokenSequence:
 
 
 def sizes(sequences: list[TokenSequence], **limits: int) -> list[int]:
-    config = BuildConfig(store=Path(), output=Path(), text_model=None, task_ids=(), **limits)
+    config = BuildConfig(sources=(), output=Path(), text_model=None, task_ids=(), **limits)
     return [len(pack) for pack in packs_of(iter(sequences), config)]
 
 
