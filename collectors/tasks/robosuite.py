@@ -34,8 +34,8 @@ _TWO_ARMS = {
     "TwoArmHandover": "Hand a hammer over",
     "TwoArmTransport": "Carry a payload from bin to bin",
 }
-# The first is robosuite's own choice and gives the tasks without an arm in their name. Sawyer and Baxter do not load with
-# MuJoCo 3.8: a mesh of their heads has no volume.
+# The first is robosuite's own choice and gives the tasks without an arm in their name. Sawyer and Baxter do not load
+# with MuJoCo 3.8: a mesh of their heads has no volume.
 _ARMS = ("Panda", "IIWA", "UR5e", "Kinova3", "Jaco")
 
 
