@@ -24,7 +24,9 @@ from episode_store.command_line import (
 from episode_store.errors import UserError
 from episode_store.files import write_json
 from trainer import presets
-from trainer.config import override
+from trainer.cli_export import add_export
+from trainer.cli_plan import add_plan
+from trainer.config import TrainConfig, override
 
 SCORES_FILE = "scores.json"
 LANGUAGE_FILE = "language.json"
@@ -34,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code."""
     command = CommandLine("trainer", "Fits one generalist on shards, judges it against the specialists, reports.")
     _add_train(command, sys.argv[1:] if arguments is None else arguments)
+    add_plan(command)
     _add_evaluate(command)
+    add_export(command)
     report = command.verb(
         "report",
         _report,
@@ -58,6 +62,9 @@ def _add_train(command: CommandLine, command_line: Sequence[str]) -> None:
     train.add_argument(
         "--preset", default="demo", metavar="NAME", help=f"settings: {', '.join(presets.PRESETS)} (demo)"
     )
+    train.add_argument(
+        "--resume", action="store_true", help="go on with the settings of the run in --output; there must be one"
+    )
     train.add_argument("--steps", type=positive_int, metavar="N", help="optimizer steps at most (the preset's)")
     train.add_argument("--minutes", type=float, metavar="M", help="steps are chosen so that training takes about M")
     add_seed(train)
@@ -71,19 +78,14 @@ def _add_train(command: CommandLine, command_line: Sequence[str]) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from trainer import checkpoint
     from trainer.parallel import launch, number_of_ranks
     from trainer.shards import Dataset
     from trainer.train import train
 
-    assignments = dict(_assignment(text) for text in arguments.set)
-    assignments["seed"] = str(arguments.seed)
-    if arguments.steps:
-        assignments["steps"] = str(arguments.steps)
-    if arguments.minutes is not None:
-        if arguments.minutes <= 0:
-            raise UserError(f"--minutes {arguments.minutes}: expected more than 0")
-        assignments |= {"budget_seconds": str(60.0 * arguments.minutes), "steps": assignments.get("steps", "1000000")}
-    config = override(presets.get(arguments.preset), assignments)
+    config = checkpoint.load_config(Path(arguments.output)) if arguments.resume else _settings(arguments)
+    if arguments.resume:
+        checkpoint.latest(Path(arguments.output))
     ranks = 1 if "RANK" in os.environ else number_of_ranks(arguments.ranks)
     dataset = Dataset.open(arguments.shards)
     if ranks > 1:
@@ -101,11 +103,28 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _assignment(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"--set {text}: expected NAME=VALUE")
-    return name, value
+def _settings(arguments: argparse.Namespace) -> TrainConfig:
+    given = assignments(arguments.set)
+    given["seed"] = str(arguments.seed)
+    if arguments.steps:
+        given["steps"] = str(arguments.steps)
+    if arguments.minutes is not None:
+        if arguments.minutes <= 0:
+            raise UserError(f"--minutes {arguments.minutes}: expected more than 0")
+        given |= {"budget_seconds": str(60.0 * arguments.minutes), "steps": given.get("steps", "1000000")}
+    return override(presets.get(arguments.preset), given)
+
+
+def assignments(texts: Sequence[str]) -> dict[str, str]:
+    """What `--set` gives: name -> value.
+
+    Raises:
+      UserError: for a text without an equals sign.
+    """
+    for text in texts:
+        if "=" not in text:
+            raise UserError(f"--set {text}: expected NAME=VALUE")
+    return dict(text.split("=", 1) for text in texts)
 
 
 def _add_evaluate(command: CommandLine) -> None:
@@ -142,7 +161,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     from collectors.seeds import Purpose, episode_seeds
     from trainer import checkpoint
-    from trainer.evaluate import EvaluationJob, evaluate, film
+    from trainer.evaluate import EvaluationJob, evaluate, film, summarize
     from trainer.language import LanguageConfig, evaluate_language
     from trainer.policy import ActingConfig
     from trainer.shards import Dataset
@@ -181,10 +200,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         write_json(output / LANGUAGE_FILE, language)
     for task_id in progress(arguments.films or [], description="filming", unit="tasks"):
         film(job, task_id, output / "videos", Path(arguments.agents) if arguments.agents else None)
+    summary = summarize(results)
     if arguments.json:
-        print_json({"scores": scores, "language": _without_samples(language)})
+        print_json({"scores": scores, "summary": summary, "language": _without_samples(language)})
     else:
         _print_scores(scores, language)
+        if summary:
+            low, high = summary["interquartile_interval"]
+            print(f"interquartile mean {summary['interquartile_mean']:.1f}% ({low:.1f} to {high:.1f})")
     return 0
 
 
