@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from collectors.task import Controller, Environment, ScriptedExpert, Task
+from collectors.action_guard import ActionGuard
+from collectors.task import Controller, Environment, ScriptedExpert, Task, seen
 
 if TYPE_CHECKING:
     import gymnasium
@@ -19,6 +20,18 @@ stick-push sweep sweep-into window-close window-open
 """
 
 
+# A little more than the arm's mocap point may roam. Scripts open and close the gripper at once: the whole range of an
+# action is a change they may make.
+_GUARD = ActionGuard(
+    site="endEffector",
+    low=(-0.7, 0.1, -0.1),
+    high=(0.7, 1.2, 0.9),
+    max_speed=5.0,
+    max_force=50_000.0,
+    max_change=1.0,
+)
+
+
 def _make(env_id: str, **kwargs: Any) -> gymnasium.Env:
     from collectors.tasks import _metaworld
 
@@ -31,7 +44,7 @@ def _script(env: gymnasium.Env, seed: int) -> Controller:
     return _metaworld.script(env, seed)
 
 
-TASKS = tuple(
+_STATE = tuple(
     Task(
         task_id=f"metaworld/{name}-v3",
         family="metaworld",
@@ -45,9 +58,11 @@ TASKS = tuple(
         ),
         expert=ScriptedExpert(name="script", script=_script),
         max_episode_steps=500,
+        guard=_GUARD,
         tags=("robot-arm",),
         licence="MIT",
         description=f"{name.replace('-', ' ').capitalize()}, with a Sawyer arm.",
     )
     for name in _NAMES.split()
 )
+TASKS = (*_STATE, *(seen(task, width=80, height=80) for task in _STATE))
