@@ -77,6 +77,9 @@ def get(task_id: str) -> Task:
 def find(patterns: Sequence[str] | None) -> list[Task]:
     """Tasks whose id, family or tag matches any of the patterns ('metaworld/*', 'toy_text'), each once; None: all.
 
+    A pattern that fits a task leaves out the variants of that task, such as its twin in pixels; one that fits the
+    variant alone ('metaworld/*-rgb-*') finds it.
+
     Raises:
       UserError: for a pattern that matches nothing.
     """
@@ -92,7 +95,11 @@ def find(patterns: Sequence[str] | None) -> list[Task]:
 
 
 def _matches(task: Task, pattern: str) -> bool:
-    return fnmatch.fnmatchcase(task.task_id, pattern) or pattern == task.family or pattern in task.tags
+    if pattern in task.tags:
+        return True
+    if task.variant_of:
+        return fnmatch.fnmatchcase(task.task_id, pattern) and not fnmatch.fnmatchcase(task.variant_of, pattern)
+    return fnmatch.fnmatchcase(task.task_id, pattern) or pattern == task.family
 
 
 def _unknown(name: str) -> UserError:

@@ -23,7 +23,11 @@ def test_get_suggests_near_names() -> None:
 
 
 def test_find_takes_patterns_families_and_tags() -> None:
-    assert len(registry.find(["metaworld/*"])) == 100  # each with its twin in pixels
+    assert len(registry.find(["metaworld/*"])) == 50  # without their twins in pixels
+    assert len(registry.find(["metaworld/*-rgb-*"])) == 50
+    assert all(task.variant_of for task in registry.find(["metaworld/*-rgb-*"]))
+    assert not any(task.variant_of for task in registry.find(["classic_control", "mujoco"]))
+    assert registry.find(["CartPole-rgb-v1"])[0].variant_of == "CartPole-v1"
     assert {task.family for task in registry.find(["toy_text"])} == {"toy_text"}
     assert {task.task_id for task in registry.find(["rgb"])} >= {
         "babyai/GoToRedBallGrey-rgb-v0",
