@@ -8,6 +8,7 @@ import functools
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from collectors import registry
@@ -238,7 +239,7 @@ def _add_score(line: CommandLine) -> None:
     parser = line.verb(
         "score",
         _score,
-        help="measure the random and the expert return of tasks, each over 50 episodes",
+        help="measure the random and the expert return of tasks, each over 50 episodes; goes on where it stopped",
         example="collectors score --tasks toy_text --output runs/scores.json --workers 2",
     )
     add_tasks(parser)
@@ -248,13 +249,14 @@ def _add_score(line: CommandLine) -> None:
     add_output(parser, "JSON file to add the scores to", required=False)
     parser.add_argument("--episodes", type=positive_int, default=50, metavar="N", help="episodes each (50)")
     parser.add_argument("--random-only", action="store_true", help="leave the expert out")
+    parser.add_argument("--again", action="store_true", help="measure again what --output has already")
     parser.add_argument("--known", action="store_true", help="measure nothing: take the scores kept in the project")
     add_seed(parser)
     _add_workers(parser)
 
 
 def _score(arguments: argparse.Namespace) -> None:
-    from collectors import jobs, scores
+    from collectors import scores
 
     tasks = registry.find(arguments.tasks)
     if arguments.known:
@@ -262,30 +264,7 @@ def _score(arguments: argparse.Namespace) -> None:
     else:
         if not arguments.tasks:
             raise UserError("--tasks is needed: task ids or patterns; `collectors list` shows them")
-        tasks = [task for task in tasks if not task.is_corpus]
-        runner: jobs.JobRunner = jobs.JobRunner(
-            scores.measure,
-            unit="episode",
-            describe=lambda job: job.task_id,
-            done=lambda result: f"{result[0]}: random {result[1].random_return}, expert {result[1].expert_return}",
-        )
-        todo = [
-            scores.ScoreJob(
-                task_id=task.task_id,
-                output=arguments.agents,
-                episodes=arguments.episodes,
-                seed=arguments.seed,
-                expert=not arguments.random_only,
-            )
-            for task in tasks
-        ]
-        total = len(todo) * arguments.episodes * (1 if arguments.random_only else 2)
-        measured = dict(runner.run(todo, workers=arguments.workers, total=total, title="scoring"))
-    if arguments.output:
-        import pathlib
-
-        old = scores.load(arguments.output) if pathlib.Path(arguments.output).exists() else {}
-        scores.save(arguments.output, old | measured)
+        measured = _measure([task for task in tasks if not task.is_corpus], arguments)
     if arguments.json:
         print_json({task_id: dataclasses.asdict(score) for task_id, score in measured.items()})
     else:
@@ -296,6 +275,38 @@ def _score(arguments: argparse.Namespace) -> None:
             ],
             ["task", "random", "std", "expert", "std", "by"],
         )
+
+
+def _measure(tasks: Sequence[Task], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Scores of the tasks; each goes to --output as soon as it is there, and what that has already is not repeated."""
+    from collectors import jobs, scores
+
+    output = Path(arguments.output) if arguments.output else None
+    kept = scores.load(output) if output and output.exists() else {}
+    todo = [
+        scores.ScoreJob(
+            task_id=task.task_id,
+            output=arguments.agents,
+            episodes=arguments.episodes,
+            seed=arguments.seed,
+            expert=not arguments.random_only,
+        )
+        for task in tasks
+    ]
+    if not arguments.again:
+        todo = [job for job in todo if not scores.is_measured(job, kept.get(job.task_id))]
+
+    def keep(result: tuple[str, scores.Score]) -> str:
+        task_id, score = result
+        kept[task_id] = score
+        if output:
+            scores.save(output, kept)
+        return f"{task_id}: random {score.random_return}, expert {score.expert_return}"
+
+    runner: jobs.JobRunner = jobs.JobRunner(scores.measure, unit="episode", describe=lambda job: job.task_id, done=keep)
+    total = len(todo) * arguments.episodes * (1 if arguments.random_only else 2)
+    runner.run(todo, workers=arguments.workers, total=total, title="scoring")
+    return {task.task_id: kept[task.task_id] for task in tasks}
 
 
 def _expert_columns(score: Any) -> list[Any]:

@@ -15,7 +15,7 @@ from collectors import policies, registry
 from collectors.jobs import Report
 from collectors.rollout import Policy, rollout
 from collectors.seeds import Purpose, episode_seeds, place_of, purpose_of
-from collectors.task import CorpusSource, Disturbance, Sb3Expert, Task
+from collectors.task import CorpusSource, Disturbance, Sb3Expert, ScriptedExpert, Task
 from episode_store.errors import UserError
 from episode_store.store import EpisodeStore
 from episode_store.writer import EpisodeWriter
@@ -216,6 +216,18 @@ def _policy(task: Task, job: CollectionJob) -> Policy:
     if job.agent == "random":
         return policies.random_policy(task)
     return expert_policy(task, output=job.output, seed=job.seed)
+
+
+def expert_id(task: Task, seed: int) -> str:
+    """The agent_id of a task's expert; "" where there is none."""
+    match task.expert:
+        case ScriptedExpert():
+            return policies.scripted_policy(task).agent_id
+        case Sb3Expert():
+            from collectors import specialists
+
+            return specialists.agent_id(task, seed)
+    return ""
 
 
 def expert_policy(task: Task, *, output: str, seed: int) -> Policy:
