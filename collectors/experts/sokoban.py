@@ -1,0 +1,147 @@
+"""Sokoban by search: A* over pushes, with the player's walks between them."""
+
+from __future__ import annotations
+
+import collections
+import heapq
+import itertools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from collectors.task import Controller
+
+if TYPE_CHECKING:
+    import gymnasium
+
+_MAX_EXPANSIONS = 200_000
+# The estimate counts this many times: solutions are found sooner and may be a little longer than the shortest.
+_GREED = 2.0
+# Row and column of the actions up, right, down, left.
+_STEPS = ((-1, 0), (0, 1), (1, 0), (0, -1))
+Cell = tuple[int, int]
+
+
+def solve(env: gymnasium.Env, seed: int) -> Controller:
+    """Plans once for the episode; plans again where the room is not as the plan left it."""
+    game: Any = env.unwrapped
+    plan: collections.deque[int] = collections.deque()
+    expected: Any = None
+
+    def state() -> tuple[frozenset[Cell], Cell]:
+        boxes = frozenset((int(row), int(column)) for row, column in np.argwhere(game.boxes))
+        return boxes, (int(game.player[0]), int(game.player[1]))
+
+    def controller(observation: Mapping[str, Any], last_action: Any) -> int:
+        nonlocal expected
+        now = state()
+        if not plan or now != expected:
+            targets = frozenset((int(row), int(column)) for row, column in np.argwhere(game.level.targets))
+            plan.clear()
+            plan.extend(solution(game.level.walls, targets, *now) or [0])
+        action = plan.popleft()
+        expected = _after(now, action)
+        return action
+
+    return controller
+
+
+def solution(
+    walls: np.ndarray, targets: frozenset[Cell], boxes: frozenset[Cell], player: Cell
+) -> list[int] | None:
+    """Actions that bring every box onto a target; None where the search gives up or there is no way.
+
+    Args:
+      walls: bool [height, width], closed all around.
+      targets, boxes: as many of the one as of the other.
+      player: (row, column).
+    """
+    pushes_to_target = _push_distances(walls, targets)
+
+    def estimate(boxes: frozenset[Cell]) -> float:
+        return sum(pushes_to_target.get(box, np.inf) for box in boxes)
+
+    count = itertools.count()
+    frontier = [(_GREED * estimate(boxes), next(count), 0, boxes, player)]
+    best: dict[Any, int] = {}
+    came: dict[Any, tuple[Any, list[int]]] = {(boxes, player): (None, [])}
+    for _ in range(_MAX_EXPANSIONS):
+        if not frontier:
+            return None
+        _, _, cost, boxes, player = heapq.heappop(frontier)
+        if boxes == targets:
+            return _unwind(came, (boxes, player))
+        walks = _walks(walls, boxes, player)
+        region = (boxes, min(walks))
+        if best.get(region, np.inf) <= cost:
+            continue
+        best[region] = cost
+        for box in boxes:
+            for action, (down, right) in enumerate(_STEPS):
+                stand, beyond = (box[0] - down, box[1] - right), (box[0] + down, box[1] + right)
+                if stand not in walks or walls[beyond] or beyond in boxes or beyond not in pushes_to_target:
+                    continue
+                pushed = boxes - {box} | {beyond}
+                walk = _walk_back(walks, stand)
+                length = cost + len(walk) + 1
+                if (pushed, box) not in came or length < best.get((pushed, "via", box), np.inf):
+                    best[pushed, "via", box] = length
+                    came[pushed, box] = ((boxes, player), [*walk, action])
+                    heapq.heappush(frontier, (length + _GREED * estimate(pushed), next(count), length, pushed, box))
+    return None
+
+
+def _push_distances(walls: np.ndarray, targets: frozenset[Cell]) -> dict[Cell, int]:
+    """Pushes that bring a lone box from a cell onto its nearest target; cells from which none does are missing."""
+    distances = dict.fromkeys(targets, 0)
+    queue = collections.deque(targets)
+    while queue:
+        box = queue.popleft()
+        for down, right in _STEPS:
+            before, stand = (box[0] - down, box[1] - right), (box[0] - 2 * down, box[1] - 2 * right)
+            inside = 0 <= stand[0] < walls.shape[0] and 0 <= stand[1] < walls.shape[1]
+            if inside and not walls[before] and not walls[stand] and before not in distances:
+                distances[before] = distances[box] + 1
+                queue.append(before)
+    return distances
+
+
+def _walks(walls: np.ndarray, boxes: frozenset[Cell], player: Cell) -> dict[Cell, tuple[Cell, int]]:
+    """Every cell the player can walk to -> (the cell before it, the action that led on)."""
+    found = {player: (player, -1)}
+    queue = collections.deque([player])
+    while queue:
+        cell = queue.popleft()
+        for action, (down, right) in enumerate(_STEPS):
+            ahead = (cell[0] + down, cell[1] + right)
+            if ahead not in found and not walls[ahead] and ahead not in boxes:
+                found[ahead] = (cell, action)
+                queue.append(ahead)
+    return found
+
+
+def _walk_back(walks: Mapping[Cell, tuple[Cell, int]], cell: Cell) -> list[int]:
+    actions = []
+    while walks[cell][1] >= 0:
+        cell, action = walks[cell]
+        actions.append(action)
+    return actions[::-1]
+
+
+def _unwind(came: Mapping[Any, tuple[Any, list[int]]], state: Any) -> list[int]:
+    legs = []
+    while state is not None:
+        state, leg = came[state]
+        legs.append(leg)
+    return [action for leg in reversed(legs) for action in leg]
+
+
+def _after(state: tuple[frozenset[Cell], Cell], action: int) -> tuple[frozenset[Cell], Cell]:
+    """The state after an action of a plan, which never runs into a wall."""
+    boxes, (row, column) = state
+    down, right = _STEPS[action]
+    ahead = (row + down, column + right)
+    if ahead in boxes:
+        boxes = boxes - {ahead} | {(ahead[0] + down, ahead[1] + right)}
+    return boxes, ahead
