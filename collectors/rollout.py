@@ -6,13 +6,13 @@ import collections
 import contextlib
 import dataclasses
 import io
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from collectors import spaces
+from collectors.pixels import draw
 from collectors.task import Disturbance, Task
 from episode_store.episode import EXPLORATORY, Episode, EpisodeMetadata
 from episode_store.errors import EpisodeError, UserError
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 
 # Longest side of a recorded frame in pixels.
 MAX_FRAME_SIDE = 320
-
-
-class RenderingUnavailable(UserError):  # noqa: N818
-    """This machine cannot draw this environment without a screen."""
 
 
 class Policy(Protocol):
@@ -90,11 +86,7 @@ def rollout(
       EpisodeError: a policy's action or an environment's observation breaks the task's spec.
       RenderingUnavailable: `frames` on a machine that cannot draw this task.
     """
-    # First: this imports MuJoCo, which without EGL can be imported only as long as MUJOCO_GL does not ask for it.
     spec = task.spec()
-    if frames:
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-        os.environ.setdefault("MUJOCO_GL", "egl")
     with contextlib.ExitStack() as stack:
         if environments is None:
             environments = []
@@ -261,18 +253,7 @@ class _Slot:
         return FilmedEpisode(**fields, frames=np.stack(self._frames))
 
     def _frame(self) -> np.ndarray:
-        try:
-            picture = self.env.render()
-        except (ImportError, RuntimeError, AttributeError, OSError) as error:
-            # MuJoCo without a working EGL or OSMesa raises any of these, depending on the part that is missing.
-            reason = f"{type(error).__name__}: {error}".split("\n")[0]
-            raise RenderingUnavailable(
-                f"{self.recorder._task_id} cannot be drawn here ({reason}); for MuJoCo install libegl1 and "
-                "libegl-mesa0 and set MUJOCO_GL=egl"
-            ) from None
-        if not isinstance(picture, np.ndarray):
-            raise RenderingUnavailable(f"{self.recorder._task_id} draws no RGB frames, got {type(picture).__name__}")
-        return _shrunk(picture)
+        return _shrunk(draw(self.env, self.recorder._task_id))
 
 
 def _shrunk(picture: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from collectors import headless
 from episode_store.episode import Episode
 from episode_store.errors import UserError
 from episode_store.spec import Modality
@@ -19,6 +20,10 @@ from episode_store.task import TaskSpec, check_task_id
 
 if TYPE_CHECKING:
     import gymnasium
+
+
+# Extras whose environments run on MuJoCo, whose version is recorded too.
+_ON_MUJOCO = ("dmc", "metaworld", "mujoco", "robosuite", "robotics")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,7 @@ class Environment:
       extra: of this project that installs the package.
       maker: called as maker(env_id, render_mode=..., **kwargs); None for `gymnasium.make`.
       render_kwargs: added to the kwargs when frames are asked for.
+      pixels: (height, width) of the rendered picture that is the observation; None where the environment's own is.
     """
 
     env_id: str
@@ -64,6 +70,7 @@ class Environment:
     extra: str = "collect"
     maker: Callable[..., gymnasium.Env] | None = None
     render_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    pixels: tuple[int, int] | None = None
 
     def __call__(self, *, render_mode: str | None = None) -> gymnasium.Env:
         """A new environment.
@@ -71,6 +78,9 @@ class Environment:
         Raises:
           UserError: naming the extra to install when the package is missing.
         """
+        headless.prepare()
+        if self.pixels:
+            render_mode = "rgb_array"
         for module in ("gymnasium", self.module or "gymnasium"):
             try:
                 importlib.import_module(module)
@@ -94,6 +104,10 @@ class Environment:
             raise self._missing(str(error).split("\n")[0]) from None
         for wrapper in self.wrappers:
             env = wrapper(env)
+        if self.pixels:
+            from collectors.pixels import Pixels
+
+            env = Pixels(env, height=self.pixels[0], width=self.pixels[1])
         return env
 
     def _missing(self, what: str) -> UserError:
@@ -107,11 +121,12 @@ class Environment:
             "id": self.env_id,
             "kwargs": dict(self.kwargs),
             "wrappers": [_describe(wrapper) for wrapper in self.wrappers],
+            **({"pixels": list(self.pixels), "render_kwargs": dict(self.render_kwargs)} if self.pixels else {}),
         }
 
     def config(self) -> dict[str, Any]:
         """JSON-able facts for the metadata of every episode: `to_json` and the versions of the packages installed."""
-        packages = {"gymnasium", self.package} | ({"mujoco"} if self.extra in ("mujoco", "metaworld") else set())
+        packages = {"gymnasium", self.package} | ({"mujoco"} if self.extra in _ON_MUJOCO else set())
         return {**self.to_json(), "versions": {package: _version(package) for package in sorted(packages)}}
 
 
@@ -203,6 +218,7 @@ class Task:
       modalities: field -> modality, where the default of `spaces.py` is not the right one.
       disturbance: of demonstrations; None where a wrong action is never to be recovered from.
       tags: extra labels; "family:..." is added by itself.
+      variant_of: the task that this one only shows or rewards in another way; such a task is not counted.
       licence: of the environment or the data, as SPDX where there is one.
       description: one line.
     """
@@ -215,6 +231,7 @@ class Task:
     modalities: Mapping[str, Modality] = dataclasses.field(default_factory=dict)
     disturbance: Disturbance | None = dataclasses.field(default_factory=Disturbance)
     tags: tuple[str, ...] = ()
+    variant_of: str = ""
     licence: str = ""
     description: str = ""
 
@@ -239,6 +256,35 @@ class Task:
     def spec(self) -> TaskSpec:
         """The part of the task that travels with its data. Makes the environment once."""
         return _spec(self.task_id, self)
+
+
+def seen(
+    task: Task, *, height: int = 64, width: int = 64, expert: ExpertRecipe | None = None, **render_kwargs: Any
+) -> Task:
+    """The same task seen as pixels: `name-rgb-vN`, whose observation is the rendered picture (and a mission in words).
+
+    Args:
+      task: that renders.
+      height, width: of the picture, multiples of 16, the side of a patch.
+      expert: of the twin; only experts that ask the environment and not the observation can be the task's own.
+      render_kwargs: of the environment, for example its own size of a frame.
+    """
+    assert task.make_env is not None
+    assert height % 16 == width % 16 == 0
+    name, _, version = task.task_id.rpartition("-v")
+    make_env = dataclasses.replace(
+        task.make_env, pixels=(height, width), render_kwargs={**task.make_env.render_kwargs, **render_kwargs}
+    )
+    return dataclasses.replace(
+        task,
+        task_id=f"{name}-rgb-v{version}",
+        make_env=make_env,
+        expert=expert,
+        modalities={},
+        tags=(*task.tags, "rgb"),
+        variant_of=task.task_id,
+        description=f"{task.description} Seen in {height}x{width} pixels.",
+    )
 
 
 # By identity of the task: Task holds mappings, which do not hash.

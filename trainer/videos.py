@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from collectors.headless import RenderingUnavailable
 from collectors.registry import Task
-from collectors.rollout import FilmedEpisode, Policy, RenderingUnavailable, rollout
+from collectors.rollout import FilmedEpisode, Policy, rollout
 from episode_store.files import write_bytes, write_json
 from episode_store.task import task_file_name
 

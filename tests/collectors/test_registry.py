@@ -25,7 +25,7 @@ def test_get_suggests_near_names() -> None:
 def test_find_takes_patterns_families_and_tags() -> None:
     assert len(registry.find(["metaworld/*"])) == 50
     assert {task.family for task in registry.find(["toy_text"])} == {"toy_text"}
-    assert {task.task_id for task in registry.find(["rgb"])} == {
+    assert {task.task_id for task in registry.find(["rgb"])} >= {
         "babyai/GoToRedBallGrey-rgb-v0",
         "minigrid/Empty-Random-5x5-rgb-v0",
     }

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from collectors import registry
+from collectors.headless import RenderingUnavailable
 from collectors.policies import ScriptedPolicy, random_policy, scripted_policy
-from collectors.rollout import FilmedEpisode, RenderingUnavailable, rollout
+from collectors.rollout import FilmedEpisode, rollout
 from collectors.task import Disturbance, Environment, Task
 from episode_store.errors import EpisodeError
 
@@ -210,12 +211,12 @@ def test_rendering_that_is_impossible_is_said() -> None:
 
 def test_mujoco_without_a_driver_still_steps_and_says_that_it_cannot_draw() -> None:
     code = (
-        "from collectors import registry, rollout, policies; t = registry.get('Reacher-v5'); t.spec(); "
+        "from collectors import headless, registry, rollout, policies; t = registry.get('Reacher-v5'); t.spec(); "
         "import os; os.environ['MUJOCO_GL'] = 'osmesa'; os.environ['PYOPENGL_PLATFORM'] = 'osmesa'; "
         "p = policies.scripted_policy(t); print(len(list(rollout.rollout(t, p, seeds=[1])))); "
         "from OpenGL import platform\n"
         "try: print(next(rollout.rollout(t, p, seeds=[1], frames=True)).frames.shape)\n"
-        "except rollout.RenderingUnavailable as error: print(error)"
+        "except headless.RenderingUnavailable as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from collectors import registry
+from collectors.headless import RenderingUnavailable
 from collectors.policies import random_policy
-from collectors.rollout import RenderingUnavailable
 from trainer import videos
 
 
