@@ -45,10 +45,10 @@ def lqr(env: gymnasium.Env, seed: int) -> Controller:
     """The chain of masses on springs: the optimal feedback for its own quadratic reward."""
     physics = _physics(env)
     model = physics.model.ptr
-    A, B = linearize(model, np.zeros(model.nq), num_substeps=_num_substeps(env))
+    dynamics = linearize(model, np.zeros(model.nq), num_substeps=_num_substeps(env))
     coefficient = env.unwrapped._env.task._control_cost_coef  # type: ignore[attr-defined]
     state_cost = np.diag([0.5] * model.nv + [1e-6] * model.nv)
-    gain = lqr_gain(A, B, state_cost, 0.5 * coefficient * np.eye(model.nu))
+    gain = lqr_gain(dynamics, state_cost=state_cost, action_cost=0.5 * coefficient * np.eye(model.nu))
     return _controller(env, lambda: -gain @ _state(physics))
 
 
@@ -56,8 +56,8 @@ def cartpole(env: gymnasium.Env, seed: int) -> Controller:
     """Pumps energy into the pole (Astrom and Furuta 2000) until linear feedback can hold it upright."""
     physics = _physics(env)
     model = physics.model.ptr
-    A, B = linearize(model, np.zeros(model.nq), num_substeps=_num_substeps(env))
-    gain = lqr_gain(A, B, np.diag([1.0, 10.0, 0.1, 0.1]), np.eye(1))
+    dynamics = linearize(model, np.zeros(model.nq), num_substeps=_num_substeps(env))
+    gain = lqr_gain(dynamics, state_cost=np.diag([1.0, 10.0, 0.1, 0.1]), action_cost=np.eye(1))
     pole = model.nbody - 1
     mass, reach = float(model.body_mass[pole]), float(model.body_ipos[pole, 2])
     inertia = float(model.body_inertia[pole, 1]) + mass * reach**2
@@ -80,8 +80,8 @@ def pendulum(env: gymnasium.Env, seed: int) -> Controller:
     """Torque with the motion while energy is missing; linear feedback at the top."""
     physics = _physics(env)
     model = physics.model.ptr
-    A, B = linearize(model, np.zeros(model.nq), num_substeps=_num_substeps(env))
-    gain = lqr_gain(A, B, np.diag([10.0, 1.0]), np.eye(1))
+    dynamics = linearize(model, np.zeros(model.nq), num_substeps=_num_substeps(env))
+    gain = lqr_gain(dynamics, state_cost=np.diag([10.0, 1.0]), action_cost=np.eye(1))
     pole = model.nbody - 1
     mass, reach = float(model.body_mass[pole]), float(model.body_ipos[pole, 2])
     inertia = float(model.body_inertia[pole, 1]) + mass * reach**2

@@ -35,10 +35,17 @@ def linearize(model: mujoco.MjModel, qpos: np.ndarray, *, num_substeps: int = 1)
     return np.array(A).T, np.array(B).T
 
 
-def lqr_gain(A: np.ndarray, B: np.ndarray, state_cost: np.ndarray, action_cost: np.ndarray) -> np.ndarray:
-    """K of the feedback u = -K x that minimises the sum of x'Qx + u'Ru (the discrete algebraic Riccati equation)."""
+def lqr_gain(dynamics: tuple[np.ndarray, np.ndarray], *, state_cost: np.ndarray, action_cost: np.ndarray) -> np.ndarray:
+    """K of the feedback u = -K x that minimises the sum of x'Qx + u'Ru (the discrete algebraic Riccati equation).
+
+    Args:
+      dynamics: A and B, as `linearize` gives them.
+      state_cost: Q.
+      action_cost: R.
+    """
     from scipy.linalg import solve_discrete_are
 
+    A, B = dynamics
     P = solve_discrete_are(A, B, state_cost, action_cost)
     return np.linalg.solve(action_cost + B.T @ P @ B, B.T @ P @ A)
 

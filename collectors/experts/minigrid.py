@@ -1,14 +1,14 @@
 """A planner for MiniGrid's missions: doors, keys, boxes, things in the way. It sees the whole grid.
 
-At every step it looks for the cheapest way to what is wanted, where a locked door or a thing in the way costs extra. The
-first of those on the way becomes what is wanted instead: the key, or the thing's removal.
+At every step it looks for the cheapest way to what is wanted, where a locked door or a thing in the way costs extra.
+The first of those on the way becomes what is wanted instead: the key, or the thing's removal.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from collectors.task import Controller

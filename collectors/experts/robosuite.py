@@ -87,7 +87,7 @@ class PickAndPlace:
         if self._stage in ("lift", "carry", "lower") and np.linalg.norm(grasp - arm.position) > 0.05:
             self._go("above")
         if self._stage == "above":
-            above = grasp + [0, 0, _HOVER]
+            above = _above(grasp, _HOVER)
             if np.linalg.norm(arm.position - above) < 0.015 and self._turned(yaw):
                 self._go("down")
             return arm.move(above, gripper=_OPEN, yaw=yaw)
@@ -107,7 +107,7 @@ class PickAndPlace:
             return arm.move(up, gripper=_CLOSED)
         goal = self._goal() + (arm.position - place)
         if self._stage == "carry":
-            above = goal + [0, 0, _CLEARANCE]
+            above = _above(goal, _CLEARANCE)
             if np.linalg.norm(arm.position - above) < 0.008:
                 self._go("lower")
             return arm.move(above, gripper=_CLOSED)
@@ -119,7 +119,7 @@ class PickAndPlace:
             if self._waited > _OPENING_STEPS:
                 self._go("away")
             return arm.move(arm.position, gripper=_OPEN)
-        return arm.move(arm.position + [0, 0, _HOVER], gripper=_OPEN)
+        return arm.move(_above(arm.position, _HOVER), gripper=_OPEN)
 
     def _go(self, stage: str) -> None:
         self._stage, self._waited = stage, 0
@@ -129,12 +129,13 @@ class PickAndPlace:
         return abs((yaw - self._arm.yaw + quarter / 2) % quarter - quarter / 2) < 0.06
 
 
-def simulation_of(env: gymnasium.Env) -> Any:
+def _above(place: np.ndarray, height: float) -> np.ndarray:
+    return place + np.array([0.0, 0.0, height])
+
+
+def _simulation(env: gymnasium.Env) -> Any:
     """robosuite's own environment behind a Gymnasium one."""
-    inner: Any = env.unwrapped
-    for name in ("robosuite", "env", "_env"):
-        inner = getattr(inner, name, inner)
-    return inner
+    return env.unwrapped.suite  # type: ignore[attr-defined]
 
 
 def _body(simulation: Any, body: int) -> tuple[np.ndarray, float]:
@@ -153,14 +154,14 @@ def _controller(env: gymnasium.Env, act: Callable[[], np.ndarray]) -> Controller
 
 def lift(env: gymnasium.Env, seed: int) -> Controller:
     """The cube, off the table."""
-    simulation = simulation_of(env)
+    simulation = _simulation(env)
     thing = lambda: _body(simulation, simulation.cube_body_id)  # noqa: E731
     return _controller(env, PickAndPlace(Arm(simulation), thing, None))
 
 
 def stack(env: gymnasium.Env, seed: int) -> Controller:
     """The red cube, onto the green one."""
-    simulation = simulation_of(env)
+    simulation = _simulation(env)
     height = simulation.cubeA.size[2] + simulation.cubeB.size[2]
 
     def thing() -> tuple[np.ndarray, float]:
@@ -168,6 +169,6 @@ def stack(env: gymnasium.Env, seed: int) -> Controller:
 
     def goal() -> np.ndarray:
         place, _ = _body(simulation, simulation.cubeB_body_id)
-        return place + [0, 0, height + 0.002]
+        return _above(place, height + 0.002)
 
     return _controller(env, PickAndPlace(Arm(simulation), thing, goal))

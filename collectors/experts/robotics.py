@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 # An action of 1 moves Fetch's gripper by 5 cm.
 _METRES_AN_ACTION = 0.05
 _OPEN, _CLOSED = 1.0, -1.0
-_HOVER = 0.08
+_HOVER, _PUSH_FROM = 0.08, 0.055
 
 
 def _move(from_position: np.ndarray, to_position: np.ndarray, *, gripper: float, gain: float = 1.0) -> np.ndarray:
     return np.append(np.clip(gain * (to_position - from_position) / _METRES_AN_ACTION, -1, 1), gripper)
+
+
+def _above(place: np.ndarray, height: float) -> np.ndarray:
+    return place + np.array([0.0, 0.0, height])
 
 
 def _fetch_controller(env: gymnasium.Env, choose: Any) -> Controller:
@@ -51,7 +55,7 @@ def fetch_pick_and_place(env: gymnasium.Env, seed: int) -> Controller:
             held = False
         if not held:
             if np.linalg.norm(away[:2]) > 0.01 and abs(away[2]) < 2 * _HOVER:
-                return _move(grip, block + [0, 0, _HOVER], gripper=_OPEN)
+                return _move(grip, _above(block, _HOVER), gripper=_OPEN)
             if np.linalg.norm(away) > 0.012:
                 return _move(grip, block, gripper=_OPEN)
             if fingers.sum() > 0.055:
@@ -64,27 +68,27 @@ def fetch_pick_and_place(env: gymnasium.Env, seed: int) -> Controller:
 
 def fetch_push(env: gymnasium.Env, seed: int) -> Controller:
     """Behind the block as seen from the goal, then through it; round again where the block slid aside."""
-    reach = 0.055
 
     def choose(state: np.ndarray, goal: np.ndarray) -> np.ndarray:
         grip, block = state[:3], state[3:6]
         way = (goal - block)[:2]
         distance = float(np.linalg.norm(way))
         if distance < 0.02:
-            return _move(grip, grip + [0, 0, 0.0], gripper=_CLOSED)
+            return _move(grip, grip, gripper=_CLOSED)
         heading = way / distance
-        behind = block[:2] - reach * heading
+        sideways = np.array([-heading[1], heading[0]])
         offset = grip[:2] - block[:2]
-        along, across = float(offset @ heading), float(offset @ [-heading[1], heading[0]])
-        low = block[2]
-        if along < 0 and abs(across) < 0.015 and grip[2] < low + 0.02:
-            ahead = grip[:2] + heading * min(0.05, distance + 0.005) + 1.5 * across * np.array([heading[1], -heading[0]])
-            return _move(grip, np.array([*ahead, low]), gripper=_CLOSED)
-        if np.linalg.norm(grip[:2] - behind) > 0.015:
-            return _move(grip, np.array([*behind, low + 0.07]), gripper=_CLOSED) if grip[2] > low + 0.05 else _move(
-                grip, grip + [0, 0, 0.08], gripper=_CLOSED
-            )
-        return _move(grip, np.array([*behind, low]), gripper=_CLOSED)
+        along, across = float(offset @ heading), float(offset @ sideways)
+        table = block[2]
+        if along < 0 and abs(across) < 0.015 and grip[2] < table + 0.02:
+            through = grip[:2] + heading * min(0.05, distance + 0.005) - 1.5 * across * sideways
+            return _move(grip, np.array([*through, table]), gripper=_CLOSED)
+        behind = block[:2] - _PUSH_FROM * heading
+        if np.linalg.norm(grip[:2] - behind) < 0.015:
+            return _move(grip, np.array([*behind, table]), gripper=_CLOSED)
+        if grip[2] < table + 0.05:
+            return _move(grip, _above(grip, _HOVER), gripper=_CLOSED)
+        return _move(grip, np.array([*behind, table + 0.07]), gripper=_CLOSED)
 
     return _fetch_controller(env, choose)
 

@@ -54,9 +54,7 @@ def solve(env: gymnasium.Env, seed: int) -> Controller:
     return controller
 
 
-def solution(
-    walls: np.ndarray, targets: frozenset[Cell], boxes: frozenset[Cell], player: Cell
-) -> list[int] | None:
+def solution(walls: np.ndarray, targets: frozenset[Cell], boxes: frozenset[Cell], player: Cell) -> list[int] | None:
     """Actions that bring every box onto a target; None where the search gives up or there is no way.
 
     Args:
@@ -125,9 +123,9 @@ def _is_stuck(walls: np.ndarray, boxes: frozenset[Cell], targets: frozenset[Cell
     row, column = pushed
     for top, left in ((row - 1, column - 1), (row - 1, column), (row, column - 1), (row, column)):
         square = [(top, left), (top, left + 1), (top + 1, left), (top + 1, left + 1)]
-        if all(cell in boxes or walls[cell] for cell in square):
-            if any(cell in boxes and cell not in targets for cell in square):
-                return True
+        filled = all(cell in boxes or walls[cell] for cell in square)
+        if filled and any(cell in boxes and cell not in targets for cell in square):
+            return True
     return False
 
 
