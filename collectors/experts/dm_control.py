@@ -16,15 +16,16 @@ if TYPE_CHECKING:
 
 # Radians from upright within which linear feedback takes over from the swing.
 _CATCH_ANGLE = 0.45
+_SWIM_PERIOD, _SWIM_BEND = 1.2, 0.5
 
 
 def _physics(env: gymnasium.Env) -> Any:
-    """dm_control's Physics behind a Gymnasium environment (Shimmy's keeps it in `_env`)."""
-    return env.unwrapped._env.physics  # type: ignore[attr-defined]
+    """dm_control's Physics behind a Gymnasium environment."""
+    return env.unwrapped.suite.physics  # type: ignore[attr-defined]
 
 
 def _num_substeps(env: gymnasium.Env) -> int:
-    return int(env.unwrapped._env._n_sub_steps)  # type: ignore[attr-defined]
+    return int(env.unwrapped.suite._n_sub_steps)  # type: ignore[attr-defined]
 
 
 def _controller(env: gymnasium.Env, feedback: Callable[[], np.ndarray]) -> Controller:
@@ -46,7 +47,7 @@ def lqr(env: gymnasium.Env, seed: int) -> Controller:
     physics = _physics(env)
     model = physics.model.ptr
     dynamics = linearize(model, np.zeros(model.nq), num_substeps=_num_substeps(env))
-    coefficient = env.unwrapped._env.task._control_cost_coef  # type: ignore[attr-defined]
+    coefficient = env.unwrapped.suite.task._control_cost_coef  # type: ignore[attr-defined]
     state_cost = np.diag([0.5] * model.nv + [1e-6] * model.nv)
     gain = lqr_gain(dynamics, state_cost=state_cost, action_cost=0.5 * coefficient * np.eye(model.nu))
     return _controller(env, lambda: -gain @ _state(physics))
@@ -137,18 +138,18 @@ def reacher(env: gymnasium.Env, seed: int) -> Controller:
 
 
 def swimmer(env: gymnasium.Env, seed: int) -> Controller:
-    """A wave that travels from head to tail, bent towards the target."""
+    """A wave that travels along the body, bent towards the target."""
     physics = _physics(env)
     num_joints = physics.model.nu
-    period = 1.0
+    step = float(env.unwrapped.suite.control_timestep())  # type: ignore[attr-defined]
     clock = 0
 
     def feedback() -> np.ndarray:
         nonlocal clock
         clock += 1
         side, ahead = physics.nose_to_target()
-        turn = np.clip(np.arctan2(side, -ahead) / np.pi, -1, 1)
-        phase = 2 * np.pi * (clock * 0.03 / period - np.arange(num_joints) / num_joints)
-        return np.sin(phase) + 1.0 * turn
+        bend = -_SWIM_BEND * np.clip(np.arctan2(side, -ahead), -1, 1)
+        phase = 2 * np.pi * (clock * step / _SWIM_PERIOD - np.arange(num_joints) / num_joints)
+        return np.sin(phase) + bend
 
     return _controller(env, feedback)
