@@ -119,6 +119,7 @@ def _add_train(line: CommandLine) -> None:
     add_seed(parser)
     _add_workers(parser)
     parser.add_argument("--steps", type=positive_int, metavar="N", help="steps of training at most (each task's own)")
+    parser.add_argument("--tensorboard", metavar="DIR", default="", help="folder for TensorBoard's curves (none)")
 
 
 def _add_collect(line: CommandLine) -> None:
@@ -174,6 +175,7 @@ def _collect(arguments: argparse.Namespace, *, train: bool, collect: bool) -> No
             train_steps=None if collect else amounts[task.task_id],
             seed=arguments.seed,
             disturb=not getattr(arguments, "no_disturbance", False),
+            tensorboard=getattr(arguments, "tensorboard", ""),
         )
         # The longest first, so that processes end together.
         for task in sorted(tasks, key=lambda task: -isinstance(task.expert, Sb3Expert))

@@ -44,6 +44,7 @@ class CollectionJob:
       train_steps: at most this many steps of training.
       seed: of everything.
       disturb: with the task's disturbance; never for a random agent.
+      tensorboard: folder for the curves of the training; "" for none.
     """
 
     task_id: str
@@ -57,6 +58,7 @@ class CollectionJob:
     train_steps: int | None = None
     seed: int = 0
     disturb: bool = True
+    tensorboard: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -201,6 +203,7 @@ def _train(task: Task, job: CollectionJob, writer: EpisodeWriter, report: Report
         first_index=int(recorded.indices.max()) + 1 if len(recorded.indices) else 0,
         first_seed=max(places, default=-1) + 1,
         max_steps=job.train_steps,
+        tensorboard=job.tensorboard or None,
         on_progress=on_progress,
     )
     # What an early stop saved, or an earlier run did.

@@ -24,6 +24,7 @@ _GREED = 3.0
 # Row and column of the actions up, right, down, left.
 _STEPS = ((-1, 0), (0, 1), (1, 0), (0, -1))
 Cell = tuple[int, int]
+State = tuple[frozenset[Cell], Cell]  # boxes, player
 
 
 def solve(env: gymnasium.Env, seed: int) -> Controller:
@@ -33,7 +34,7 @@ def solve(env: gymnasium.Env, seed: int) -> Controller:
     expected: Any = None
     gave_up = False
 
-    def state() -> tuple[frozenset[Cell], Cell]:
+    def state() -> State:
         boxes = frozenset((int(row), int(column)) for row, column in np.argwhere(game.boxes))
         return boxes, (int(game.player[0]), int(game.player[1]))
 
@@ -72,20 +73,24 @@ def solution(walls: np.ndarray, targets: frozenset[Cell], boxes: frozenset[Cell]
         return float(costs[linear_sum_assignment(costs)].sum())
 
     count = itertools.count()
-    frontier = [(_GREED * estimate(boxes), next(count), 0, boxes, player)]
-    best: dict[Any, int] = {}
-    came: dict[Any, tuple[Any, list[int]]] = {(boxes, player): (None, [])}
+    start = (boxes, player)
+    frontier = [(_GREED * estimate(boxes), next(count), 0, start)]
+    # Fewest steps to a state after a push (boxes, player), and how it was reached; regions that are done with.
+    steps: dict[State, int] = {start: 0}
+    came: dict[State, tuple[State | None, list[int]]] = {start: (None, [])}
+    done: set[State] = set()
     for _ in range(_MAX_EXPANSIONS):
         if not frontier:
             return None
-        _, _, cost, boxes, player = heapq.heappop(frontier)
+        _, _, cost, state = heapq.heappop(frontier)
+        boxes, player = state
         if boxes == targets:
-            return _unwind(came, (boxes, player))
+            return _unwind(came, state)
         walks = _walks(walls, boxes, player)
-        region = (boxes, min(walks))
-        if best.get(region, np.inf) <= cost:
+        # Wherever the player stands, it is the same room with the same cells to walk on.
+        if (boxes, min(walks)) in done:
             continue
-        best[region] = cost
+        done.add((boxes, min(walks)))
         for box in boxes:
             for action, (down, right) in enumerate(_STEPS):
                 stand, beyond = (box[0] - down, box[1] - right), (box[0] + down, box[1] + right)
@@ -96,10 +101,10 @@ def solution(walls: np.ndarray, targets: frozenset[Cell], boxes: frozenset[Cell]
                     continue
                 walk = _walk_back(walks, stand)
                 length = cost + len(walk) + 1
-                if (pushed, box) not in came or length < best.get((pushed, "via", box), np.inf):
-                    best[pushed, "via", box] = length
-                    came[pushed, box] = ((boxes, player), [*walk, action])
-                    heapq.heappush(frontier, (length + _GREED * estimate(pushed), next(count), length, pushed, box))
+                if length < steps.get((pushed, box), length + 1):
+                    steps[pushed, box] = length
+                    came[pushed, box] = (state, [*walk, action])
+                    heapq.heappush(frontier, (length + _GREED * estimate(pushed), next(count), length, (pushed, box)))
     return None
 
 
@@ -151,15 +156,16 @@ def _walk_back(walks: Mapping[Cell, tuple[Cell, int]], cell: Cell) -> list[int]:
     return actions[::-1]
 
 
-def _unwind(came: Mapping[Any, tuple[Any, list[int]]], state: Any) -> list[int]:
+def _unwind(came: Mapping[State, tuple[State | None, list[int]]], state: State) -> list[int]:
     legs = []
-    while state is not None:
-        state, leg = came[state]
+    before: State | None = state
+    while before is not None:
+        before, leg = came[before]
         legs.append(leg)
     return [action for leg in reversed(legs) for action in leg]
 
 
-def _after(state: tuple[frozenset[Cell], Cell], action: int) -> tuple[frozenset[Cell], Cell]:
+def _after(state: State, action: int) -> State:
     """The state after an action of a plan, which never runs into a wall."""
     boxes, (row, column) = state
     down, right = _STEPS[action]

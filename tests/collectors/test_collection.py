@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from collectors import cli, registry, scores, specialists
+from collectors import cli, registry, scores, specialist_file, specialists
 from collectors.collection import CollectionJob, run
 from collectors.seeds import Purpose, purpose_of
 from episode_store.errors import UserError
@@ -154,7 +154,7 @@ def test_training_goes_on_after_kill(tmp_path: Path, monkeypatch: pytest.MonkeyP
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     task = registry.get("CartPole-v1")
-    header = specialists._load(path, task).header
+    header = specialist_file.load(path, {}).header
     assert 0 < header["num_timesteps"] < 6000
     assert not header["finished"]
     with pytest.raises(UserError, match="is still in training"):
@@ -166,7 +166,7 @@ def test_training_goes_on_after_kill(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert after["episode_id"][: len(before["episode_id"])] == before["episode_id"]
     assert after["collection_index"] == list(range(len(after["seed"])))
     assert len(set(after["seed"])) == len(after["seed"]) > len(before["seed"])
-    assert specialists._load(path, task).header["num_timesteps"] >= 6000
+    assert specialist_file.load(path, {}).header["num_timesteps"] >= 6000
 
 
 def test_several_processes_fill_one_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
