@@ -1,4 +1,4 @@
-"""Gymnasium-Robotics: a Fetch arm, a Shadow hand, an Adroit hand, mazes for a point and for an ant, a Franka kitchen."""
+"""Gymnasium-Robotics: a Fetch arm, a Shadow hand, an Adroit hand, mazes for a point and an ant, a Franka kitchen."""
 
 from __future__ import annotations
 
