@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from collectors.experts import program
 from collectors.task import Controller, Disturbance, Environment, ScriptedExpert, Task
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def _shortest_path(env: gymnasium.Env, seed: int) -> Controller:
 
 _BOT = ScriptedExpert(name="bot", script=_bot)
 _PLANNER = ScriptedExpert(name="shortest-path", script=_shortest_path)
+_MISSION_PLANNER = program("planner", "minigrid.plan")
 # Turning and walking only: an opened box or a dropped key cannot be put right.
 _STRAY = Disturbance(actions=(0, 1, 2))
 
@@ -82,6 +84,17 @@ Empty-5x5 Empty-Random-5x5 Empty-6x6 Empty-Random-6x6 Empty-8x8 Empty-16x16 Four
 SimpleCrossingS9N2 SimpleCrossingS9N3 SimpleCrossingS11N5 LavaGapS5 LavaGapS6 LavaGapS7 LavaCrossingS9N1
 LavaCrossingS9N2 LavaCrossingS9N3 LavaCrossingS11N5 DistShift1 DistShift2
 """
+# Levels with doors, keys, boxes and things in the way, with their version where that is not 0.
+_PLANNED_LEVELS = """
+BlockedUnlockPickup DoorKey-5x5 DoorKey-6x6 DoorKey-8x8 DoorKey-16x16 Dynamic-Obstacles-5x5
+Dynamic-Obstacles-Random-5x5 Dynamic-Obstacles-6x6 Dynamic-Obstacles-Random-6x6 Dynamic-Obstacles-8x8
+Dynamic-Obstacles-16x16 Fetch-5x5-N2 Fetch-6x6-N2 Fetch-8x8-N3 GoToDoor-5x5 GoToDoor-6x6 GoToDoor-8x8
+GoToObject-6x6-N2 GoToObject-8x8-N2 KeyCorridorS3R1 KeyCorridorS3R2 KeyCorridorS3R3 KeyCorridorS4R3 KeyCorridorS5R3
+KeyCorridorS6R3 LockedRoom MemoryS17Random MemoryS13Random MemoryS13 MemoryS11 MemoryS9 MemoryS7 MultiRoom-N2-S4
+MultiRoom-N4-S5-v1 MultiRoom-N6 ObstructedMaze-1Dl ObstructedMaze-1Dlh ObstructedMaze-1Dlhb ObstructedMaze-2Dl
+ObstructedMaze-2Dlh ObstructedMaze-2Dlhb-v1 ObstructedMaze-1Q-v1 ObstructedMaze-2Q-v1 ObstructedMaze-Full-v1
+PutNear-6x6-N2 PutNear-8x8-N3 RedBlueDoors-6x6 RedBlueDoors-8x8 Unlock UnlockPickup
+"""
 
 
 def _babyai(level: str) -> Task:
@@ -94,9 +107,17 @@ def _walking(level: str) -> Task:
     return _grid(f"minigrid/{level}-v0", f"MiniGrid-{level}-v0", _PLANNER, description)
 
 
+def _planned(level: str) -> Task:
+    name = level if "-v" in level else f"{level}-v0"
+    return _grid(
+        f"minigrid/{name}", f"MiniGrid-{name}", _MISSION_PLANNER, "A MiniGrid level: do what the mission says."
+    )
+
+
 TASKS = (
     *(_babyai(level) for level in _BABYAI_LEVELS.split()),
     *(_walking(level) for level in _WALKING_LEVELS.split()),
+    *(_planned(level) for level in _PLANNED_LEVELS.split()),
     _grid(
         "minigrid/Empty-Random-5x5-rgb-v0",
         "MiniGrid-Empty-Random-5x5-v0",
