@@ -89,8 +89,8 @@ class Environment:
             except (ImportError, AttributeError, OSError) as error:
                 # MuJoCo loads the driver that MUJOCO_GL names when it is imported.
                 raise UserError(
-                    f"environment {self.env_id}: {module} is installed but cannot be loaded ({type(error).__name__}: "
-                    f"{error}); MUJOCO_GL is {os.environ.get('MUJOCO_GL')!r}"
+                    f"environment {self.env_id}: {self.package} is installed but cannot be loaded "
+                    f"({type(error).__name__}: {error}); MUJOCO_GL is {os.environ.get('MUJOCO_GL')!r}"
                 ) from None
         import gymnasium
 

@@ -60,39 +60,6 @@ class PackedCells(gymnasium.ObservationWrapper):
         }
 
 
-class Pixels(gymnasium.Wrapper):
-    """The whole grid as an RGB picture, seen from above; the mission in words where `with_mission`."""
-
-    def __init__(self, env: gymnasium.Env, *, tile_pixels: int, with_mission: bool) -> None:
-        super().__init__(env)
-        self._tile_pixels = tile_pixels
-        self._with_mission = with_mission
-        grid: MiniGridEnv = env.unwrapped  # type: ignore[assignment]
-        shape = (grid.height * tile_pixels, grid.width * tile_pixels, 3)
-        fields: dict[str, spaces.Space] = {"image": spaces.Box(0, 255, shape, np.uint8)}
-        if with_mission:
-            fields["mission"] = _MISSION
-        self.observation_space = spaces.Dict(fields)
-
-    def _observe(self, observation: Any) -> Any:
-        # Without the highlighted field of view equal tiles look equal, wherever the agent stands.
-        grid: MiniGridEnv = self.env.unwrapped  # type: ignore[assignment]
-        fields = {"image": grid.get_frame(highlight=False, tile_size=self._tile_pixels)}
-        if self._with_mission:
-            fields["mission"] = observation["mission"]
-        return fields
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        """As the environment's, with the picture."""
-        observation, info = self.env.reset(seed=seed, options=options)
-        return self._observe(observation), info
-
-    def step(self, action: Any) -> Any:
-        """As the environment's, with the picture."""
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        return self._observe(observation), reward, terminated, truncated, info
-
-
 class _PlanTooLongError(Exception):
     """The bot's plan does not converge."""
 

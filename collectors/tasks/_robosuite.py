@@ -12,8 +12,9 @@ from gymnasium import spaces
 # It tells where its files are at every import and every making.
 logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
 
-import mujoco  # noqa: E402
 import robosuite  # noqa: E402
+
+from collectors.tasks._mujoco_view import MujocoView  # noqa: E402
 
 # Said again in other words by other observations: tokens without news.
 _REDUNDANT = ("-state", "_cos", "_sin", "_quat_site")
@@ -42,8 +43,8 @@ class SuccessTask(gymnasium.Env):
         height: int = 320,
     ) -> None:
         self.render_mode = render_mode
-        self._view = {"camera_name": camera_name, "width": width, "height": height}
-        self._renderer: Any = None
+        # Collision shapes are in group 0 and would hide what they stand for.
+        self._view = MujocoView(camera=camera_name, width=width, height=height, hidden_groups=(0,))
         with _RandomState(0):
             self.suite = robosuite.make(
                 name,
@@ -78,28 +79,12 @@ class SuccessTask(gymnasium.Env):
 
     def render(self) -> Any:
         """The scene from a camera of robosuite's: uint8 [height, width, 3]."""
-        model, data = self.suite.sim.model._model, self.suite.sim.data._data
-        if self._renderer is None or self._rendered is not model:
-            self._close_renderer()
-            self._rendered = model
-            self._renderer = mujoco.Renderer(model, self._view["height"], self._view["width"])
-            # Collision shapes are in group 0 and would hide what they stand for.
-            self._scene_option = mujoco.MjvOption()
-            self._scene_option.geomgroup[0] = 0
-            for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-                self._renderer.scene.flags[flag] = False
-        self._renderer.update_scene(data, camera=self._view["camera_name"], scene_option=self._scene_option)
-        return self._renderer.render()
+        return self._view.draw(self.suite.sim.model._model, self.suite.sim.data._data)
 
     def close(self) -> None:
         """Frees the simulation."""
-        self._close_renderer()
+        self._view.close()
         self.suite.close()
-
-    def _close_renderer(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
 
     @staticmethod
     def _fields(observation: Any) -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from collectors.task import Controller, Disturbance, Environment, Sb3Expert, ScriptedExpert, Task
+from collectors.task import Controller, Disturbance, Environment, Sb3Expert, ScriptedExpert, Task, seen
 
 if TYPE_CHECKING:
     import gymnasium
@@ -56,10 +56,12 @@ def _task(task_id: str, description: str, max_episode_steps: int, expert: Script
     )
 
 
-TASKS = (
+_STATE = (
     _task("LunarLander-v3", "Land between the flags with three engines, on or off.", 1000, _LANDER),
     _task("LunarLanderContinuous-v3", "Land between the flags with throttled engines.", 1000, _LANDER),
     _task("BipedalWalker-v3", "Walk on two legs over slightly uneven ground.", 1600, _WALKER),
     _task("BipedalWalkerHardcore-v3", "Walk on two legs over stumps, pits and stairs.", 2000, _WALKER),
     _task("CarRacing-v3", "Drive around a track, seen from above.", 1000, _RACER),
 )
+# A racing car is seen as pixels anyway.
+TASKS = (*_STATE, *(seen(task, height=64, width=96) for task in _STATE if not task.task_id.startswith("CarRacing")))

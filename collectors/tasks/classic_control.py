@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from collectors.task import Controller, Environment, Sb3Expert, ScriptedExpert, Task
+from collectors.task import Controller, Environment, Sb3Expert, ScriptedExpert, Task, seen
 
 if TYPE_CHECKING:
     import gymnasium
@@ -31,7 +31,7 @@ def _with_the_motion_continuous(env: gymnasium.Env, seed: int) -> Controller:
     return continuous
 
 
-TASKS = (
+_STATE = (
     Task(
         task_id="CartPole-v1",
         family="classic_control",
@@ -116,3 +116,4 @@ TASKS = (
         description="Rock a weak car up a hill with a throttle.",
     ),
 )
+TASKS = (*_STATE, *(seen(task) for task in _STATE))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from collectors.task import Controller, Environment, ScriptedExpert, Task
+from collectors.task import Controller, Environment, ScriptedExpert, Task, seen
 
 if TYPE_CHECKING:
     import gymnasium
@@ -31,7 +31,7 @@ def _script(env: gymnasium.Env, seed: int) -> Controller:
     return _metaworld.script(env, seed)
 
 
-TASKS = tuple(
+_STATE = tuple(
     Task(
         task_id=f"metaworld/{name}-v3",
         family="metaworld",
@@ -51,3 +51,4 @@ TASKS = tuple(
     )
     for name in _NAMES.split()
 )
+TASKS = (*_STATE, *(seen(task, width=80, height=80) for task in _STATE))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from typing import TYPE_CHECKING
 
 from collectors.experts import program
-from collectors.task import Controller, Disturbance, Environment, ScriptedExpert, Task
+from collectors.task import Controller, Disturbance, Environment, ScriptedExpert, Task, seen
 
 if TYPE_CHECKING:
     import gymnasium
@@ -19,13 +18,6 @@ def packed_cells(env: gymnasium.Env) -> gymnasium.Env:
     from collectors.tasks._minigrid import PackedCells
 
     return PackedCells(env)
-
-
-def pixels(env: gymnasium.Env, *, tile_pixels: int, with_mission: bool) -> gymnasium.Env:
-    """The whole grid as a picture; see `_minigrid.Pixels`."""
-    from collectors.tasks._minigrid import Pixels
-
-    return Pixels(env, tile_pixels=tile_pixels, with_mission=with_mission)
 
 
 def _bot(env: gymnasium.Env, seed: int) -> Controller:
@@ -47,21 +39,33 @@ _MISSION_PLANNER = program("planner", "minigrid.plan")
 _STRAY = Disturbance(actions=(0, 1, 2))
 
 
-def _environment(env_id: str, *wrappers: Callable[[Any], Any]) -> Environment:
-    return Environment(env_id=env_id, wrappers=wrappers, package="minigrid", module="minigrid", extra="grid")
-
-
-def _grid(task_id: str, env_id: str, expert: ScriptedExpert | None, description: str, *wrappers: Any) -> Task:
+def _grid(task_id: str, env_id: str, expert: ScriptedExpert | None, description: str) -> Task:
     return Task(
         task_id=task_id,
         family=task_id.partition("/")[0],
-        make_env=_environment(env_id, *(wrappers or (packed_cells,))),
+        make_env=Environment(
+            env_id=env_id, wrappers=(packed_cells,), package="minigrid", module="minigrid", extra="grid"
+        ),
         expert=expert,
         disturbance=_STRAY,
-        tags=("rgb",) if wrappers else (),
         licence="Apache-2.0",
         description=description,
     )
+
+
+# The side of a picture in pixels and of a tile before it is resized.
+_PICTURE, _TILE = 128, 16
+_SHOWN = {"minigrid/Empty-Random-5x5-v0": (80, 16), "babyai/GoToRedBallGrey-v0": (64, 8)}
+
+
+def _seen(task: Task) -> Task:
+    """The whole grid from above, whoever looks where. A mission stays beside it, unless all it says is "walk there"."""
+    assert task.make_env is not None
+    if task.expert is _PLANNER:
+        task = dataclasses.replace(task, make_env=dataclasses.replace(task.make_env, wrappers=()))
+    side, tile = _SHOWN.get(task.task_id, (_PICTURE, _TILE))
+    # These experts ask the environment, not the observation.
+    return seen(task, height=side, width=side, expert=task.expert, tile_size=tile, highlight=False)
 
 
 # Every BabyAI level of MiniGrid 3, with its version where that is not 0.
@@ -84,16 +88,19 @@ Empty-5x5 Empty-Random-5x5 Empty-6x6 Empty-Random-6x6 Empty-8x8 Empty-16x16 Four
 SimpleCrossingS9N2 SimpleCrossingS9N3 SimpleCrossingS11N5 LavaGapS5 LavaGapS6 LavaGapS7 LavaCrossingS9N1
 LavaCrossingS9N2 LavaCrossingS9N3 LavaCrossingS11N5 DistShift1 DistShift2
 """
-# Levels with doors, keys, boxes and things in the way, with their version where that is not 0.
-_PLANNED_LEVELS = """
-BlockedUnlockPickup DoorKey-5x5 DoorKey-6x6 DoorKey-8x8 DoorKey-16x16 Dynamic-Obstacles-5x5
-Dynamic-Obstacles-Random-5x5 Dynamic-Obstacles-6x6 Dynamic-Obstacles-Random-6x6 Dynamic-Obstacles-8x8
-Dynamic-Obstacles-16x16 Fetch-5x5-N2 Fetch-6x6-N2 Fetch-8x8-N3 GoToDoor-5x5 GoToDoor-6x6 GoToDoor-8x8
-GoToObject-6x6-N2 GoToObject-8x8-N2 KeyCorridorS3R1 KeyCorridorS3R2 KeyCorridorS3R3 KeyCorridorS4R3 KeyCorridorS5R3
-KeyCorridorS6R3 LockedRoom MemoryS17Random MemoryS13Random MemoryS13 MemoryS11 MemoryS9 MemoryS7 MultiRoom-N2-S4
-MultiRoom-N4-S5-v1 MultiRoom-N6 ObstructedMaze-1Dl ObstructedMaze-1Dlh ObstructedMaze-1Dlhb ObstructedMaze-2Dl
-ObstructedMaze-2Dlh ObstructedMaze-2Dlhb-v1 ObstructedMaze-1Q-v1 ObstructedMaze-2Q-v1 ObstructedMaze-Full-v1
-PutNear-6x6-N2 PutNear-8x8-N3 RedBlueDoors-6x6 RedBlueDoors-8x8 Unlock UnlockPickup
+
+# The others, in their newest versions: keys and doors, objects to fetch, obstacles that move, things to remember. The six
+# of wave function collapse are left out: the wheel lacks the pictures that they are made from.
+_OTHER_LEVELS = """
+BlockedUnlockPickup-v0 DoorKey-5x5-v0 DoorKey-6x6-v0 DoorKey-8x8-v0 DoorKey-16x16-v0 Dynamic-Obstacles-5x5-v0
+Dynamic-Obstacles-Random-5x5-v0 Dynamic-Obstacles-6x6-v0 Dynamic-Obstacles-Random-6x6-v0 Dynamic-Obstacles-8x8-v0
+Dynamic-Obstacles-16x16-v0 Fetch-5x5-N2-v0 Fetch-6x6-N2-v0 Fetch-8x8-N3-v0 GoToDoor-5x5-v0 GoToDoor-6x6-v0
+GoToDoor-8x8-v0 GoToObject-6x6-N2-v0 GoToObject-8x8-N2-v0 KeyCorridorS3R1-v0 KeyCorridorS3R2-v0 KeyCorridorS3R3-v0
+KeyCorridorS4R3-v0 KeyCorridorS5R3-v0 KeyCorridorS6R3-v0 LockedRoom-v0 MemoryS17Random-v0 MemoryS13Random-v0
+MemoryS13-v0 MemoryS11-v0 MemoryS9-v0 MemoryS7-v0 MultiRoom-N2-S4-v0 MultiRoom-N4-S5-v1 MultiRoom-N6-v0
+ObstructedMaze-1Dl-v0 ObstructedMaze-1Dlh-v0 ObstructedMaze-1Dlhb-v0 ObstructedMaze-2Dl-v0 ObstructedMaze-2Dlh-v0
+ObstructedMaze-2Dlhb-v1 ObstructedMaze-1Q-v1 ObstructedMaze-2Q-v1 ObstructedMaze-Full-v1 Playground-v0
+PutNear-6x6-N2-v0 PutNear-8x8-N3-v0 RedBlueDoors-6x6-v0 RedBlueDoors-8x8-v0 Unlock-v0 UnlockPickup-v0
 """
 
 
@@ -107,29 +114,15 @@ def _walking(level: str) -> Task:
     return _grid(f"minigrid/{level}-v0", f"MiniGrid-{level}-v0", _PLANNER, description)
 
 
-def _planned(level: str) -> Task:
-    name = level if "-v" in level else f"{level}-v0"
-    return _grid(
-        f"minigrid/{name}", f"MiniGrid-{name}", _MISSION_PLANNER, "A MiniGrid level: do what the mission says."
-    )
+def _level(name: str) -> Task:
+    # In the playground there is nothing to do.
+    expert = None if name.startswith("Playground") else _MISSION_PLANNER
+    return _grid(f"minigrid/{name}", f"MiniGrid-{name}", expert, "A MiniGrid level: do what the mission says.")
 
 
-TASKS = (
+_STATE = (
     *(_babyai(level) for level in _BABYAI_LEVELS.split()),
     *(_walking(level) for level in _WALKING_LEVELS.split()),
-    *(_planned(level) for level in _PLANNED_LEVELS.split()),
-    _grid(
-        "minigrid/Empty-Random-5x5-rgb-v0",
-        "MiniGrid-Empty-Random-5x5-v0",
-        _PLANNER,
-        "Walk to the green goal tile, seen from above in 80x80 pixels.",
-        functools.partial(pixels, tile_pixels=16, with_mission=False),
-    ),
-    _grid(
-        "babyai/GoToRedBallGrey-rgb-v0",
-        "BabyAI-GoToRedBallGrey-v0",
-        _BOT,
-        "Go to the red ball among grey things, seen from above in 64x64 pixels.",
-        functools.partial(pixels, tile_pixels=8, with_mission=True),
-    ),
+    *(_level(name) for name in _OTHER_LEVELS.split()),
 )
+TASKS = (*_STATE, *(_seen(task) for task in _STATE))

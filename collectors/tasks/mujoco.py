@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from collectors.experts import program
-from collectors.task import Controller, Disturbance, Environment, ExpertRecipe, Sb3Expert, ScriptedExpert, Task
+from collectors.task import Controller, Disturbance, Environment, ExpertRecipe, Sb3Expert, ScriptedExpert, Task, seen
 
 if TYPE_CHECKING:
     import gymnasium
@@ -94,7 +94,7 @@ def _task(
     )
 
 
-TASKS = (
+_STATE = (
     # A random push ends every episode of a pole; a small one does not.
     _task("InvertedPendulum-v5", "Balance a pole on a cart.", _BALANCE, disturbance=Disturbance(noise=0.1)),
     _task(
@@ -115,3 +115,4 @@ TASKS = (
     _task("Humanoid-v5", "Walk forward on two legs.", _ppo(10_000_000)),
     _task("HumanoidStandup-v5", "Stand up from lying on the back.", _ppo(10_000_000)),
 )
+TASKS = (*_STATE, *(seen(task, width=64, height=64) for task in _STATE))

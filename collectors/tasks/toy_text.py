@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from collectors.task import Controller, Disturbance, Environment, ScriptedExpert, Task
+from collectors.task import Controller, Disturbance, Environment, ScriptedExpert, Task, seen
 
 if TYPE_CHECKING:
     import gymnasium
@@ -85,7 +85,7 @@ def _table(task_id: str, description: str, max_episode_steps: int, *, limited: b
     )
 
 
-TASKS = (
+_STATE = (
     _table("Taxi-v4", "Fetch a passenger and bring them to their hotel.", 200),
     _table("FrozenLake-v1", "Cross a slippery lake without falling in.", 100),
     _table("FrozenLake8x8-v1", "Cross a larger slippery lake.", 200),
@@ -102,3 +102,4 @@ TASKS = (
         description="Draw cards up to 21, against a dealer.",
     ),
 )
+TASKS = (*_STATE, *(seen(task, height=80, width=80) for task in _STATE))
