@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_list(line)
     _add_train(line)
     _add_collect(line)
+    _add_play(line)
     _add_score(line)
     return line.main(arguments)
 
@@ -235,6 +236,65 @@ def _announce_licences(tasks: Sequence[Task]) -> None:
 
         for attribution in attributions(corpora):
             print(attribution.line(), file=sys.stderr)
+
+
+def _add_play(line: CommandLine) -> None:
+    parser = line.verb(
+        "play",
+        _play,
+        help="play a task with the keyboard, in the browser or a window; whole episodes go to the store",
+        example="collectors play --tasks minigrid/DoorKey-6x6-v0 --store runs/store --player ada",
+    )
+    add_store(parser)
+    add_tasks(parser)
+    add_seed(parser)
+    parser.add_argument("--player", default="anonymous", metavar="NAME", help="who plays; recorded (anonymous)")
+    parser.add_argument("--episodes", type=positive_int, metavar="N", help="episodes at most (until you stop)")
+    parser.add_argument("--fps", type=float, metavar="N", help="steps a second (the environment's own)")
+    parser.add_argument("--window", action="store_true", help="in a window of its own instead of the browser")
+    parser.add_argument("--port", type=int, default=0, metavar="N", help="of the page, on this machine only (any)")
+
+
+def _play(arguments: argparse.Namespace) -> None:
+    from collectors.play import PLAYER, next_place, play
+
+    tasks = registry.find(arguments.tasks) if arguments.tasks else []
+    if len(tasks) != 1:
+        raise UserError(f"--tasks: expected one task to play, got {len(tasks)}")
+    if not PLAYER.fullmatch(arguments.player):
+        raise UserError(f"--player {arguments.player}: expected letters, digits, '_' and '-'")
+    if arguments.fps is not None and not arguments.fps > 0:
+        raise UserError(f"--fps {arguments.fps}: expected more than 0")
+    (task,) = tasks
+    screen: Any
+    if arguments.window:
+        from collectors.window_screen import WindowScreen
+
+        screen = WindowScreen()
+    else:
+        from collectors.browser_screen import BrowserScreen
+
+        screen = BrowserScreen(port=arguments.port)
+        print(f"open {screen.address} to play; close the page or press Ctrl-C to stop", file=sys.stderr, flush=True)
+    try:
+        with EpisodeWriter(arguments.store) as writer:
+            writer.add_task(task.spec())
+            played = play(
+                task,
+                screen,
+                writer.add_episode,
+                player=arguments.player,
+                num_episodes=arguments.episodes,
+                seed=arguments.seed,
+                first=next_place(arguments.store, task, arguments.player),
+                frames_per_second=arguments.fps,
+            )
+    finally:
+        screen.close()
+    if arguments.json:
+        print_json({"task_id": task.task_id, "episodes": played})
+    else:
+        print(f"{played} episodes of {task.task_id} are in {arguments.store}")
 
 
 def _add_score(line: CommandLine) -> None:

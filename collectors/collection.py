@@ -133,12 +133,35 @@ def run(job: CollectionJob, report: Report) -> CollectionResult:
             policy = _policy(task, job) if job.collect else None
             agent_id = policy.agent_id if policy else _specialist_id(task, job)
             if policy is not None:
-                _collect(task, policy, job, writer, report)
+                _collect(task, policy, job, writer, report, num_envs=num_envs_for(task))
         collect_seconds = time.monotonic() - started
     new_episodes += _count(job)
     return _result(
         job, agent_id, new_episodes=new_episodes, train_seconds=train_seconds, collect_seconds=collect_seconds
     )
+
+
+def collect_with(policy: Policy, job: CollectionJob, report: Report, *, num_envs: int = 1) -> CollectionResult:
+    """Records demonstrations by any policy, for example a checkpoint of the generalist; what the store has stays.
+
+    Args:
+      policy: that acts; its agent_id says whose episodes of the store count as done.
+      job: its `agent` and `train` do not matter.
+      report: of the steps.
+      num_envs: environments stepped together.
+
+    Raises:
+      UserError: a package that is missing, a store that cannot be used.
+    """
+    task = registry.get(job.task_id)
+    started = time.monotonic()
+    with EpisodeWriter(job.store) as writer:
+        new_episodes = -_count(job)
+        writer.add_task(task.spec())
+        _collect(task, policy, job, writer, report, num_envs=num_envs)
+    new_episodes += _count(job)
+    seconds = time.monotonic() - started
+    return _result(job, policy.agent_id, new_episodes=new_episodes, train_seconds=0.0, collect_seconds=seconds)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -253,7 +276,9 @@ def num_envs_for(task: Task) -> int:
     return _SPECIALIST_ENVS if isinstance(task.expert, Sb3Expert) else 1
 
 
-def _collect(task: Task, policy: Policy, job: CollectionJob, writer: EpisodeWriter, report: Report) -> None:
+def _collect(
+    task: Task, policy: Policy, job: CollectionJob, writer: EpisodeWriter, report: Report, *, num_envs: int
+) -> None:
     rows = _rows(job, policy.agent_id)
     training = rows.is_training
     first_index = int(rows.indices[training].max()) + 1 if training.any() else 0
@@ -261,7 +286,7 @@ def _collect(task: Task, policy: Policy, job: CollectionJob, writer: EpisodeWrit
         seed: int(steps) for seed, steps, trained in zip(rows.seeds, rows.steps, training, strict=True) if not trained
     }
     disturbance: Disturbance | None = task.disturbance if job.disturb and job.agent == "expert" else None
-    environments = [task.environment() for _ in range(num_envs_for(task))]
+    environments = [task.environment() for _ in range(num_envs)]
     try:
         lengths: list[int] = []
         while (count := _next_batch(job, lengths)) > 0:
