@@ -8,7 +8,7 @@ import importlib
 from benchmarks.measure import RESULTS, append
 
 # How the measures' ids begin; each is a module with a generator `measures`, with '_' in place of '.'.
-SUBJECTS = ("tokenize", "shards", "store.million")
+SUBJECTS = ("tokenize", "shards", "store.million", "collect")
 
 
 def main() -> int:
