@@ -6,6 +6,7 @@ The only module that imports stable-baselines3; `specialist_file.py` owns the fi
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import hashlib
 import itertools
@@ -271,7 +272,8 @@ def _endless_seeds(seed: int, first: int) -> Any:
 
 
 def _build(recipe: Sb3Expert, vec_env: VecEnv, *, seed: int, tensorboard: str | None = None) -> BaseAlgorithm:
-    hyperparameters = {key: _schedule(value) for key, value in recipe.hyperparameters.items()}
+    # A copy: SB3 writes into policy_kwargs, and the recipe is shared.
+    hyperparameters = {key: _schedule(value) for key, value in copy.deepcopy(dict(recipe.hyperparameters)).items()}
     policy = hyperparameters.pop("policy", None) or _default_policy(recipe.algorithm, vec_env.observation_space)
     if hyperparameters.get("replay_buffer_class") == "HerReplayBuffer":
         hyperparameters["replay_buffer_class"] = HerReplayBuffer
