@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from collectors import registry
-from collectors.task import CorpusSource, Sb3Expert, ScriptedExpert, Task
+from collectors.task import CorpusSource, Sb3Expert, Task
 from episode_store.command_line import (
     CommandLine,
     add_output,
@@ -22,8 +22,10 @@ from episode_store.command_line import (
     positive_int,
     print_json,
     print_table,
+    progress,
 )
 from episode_store.errors import UserError
+from episode_store.spec import Modality
 from episode_store.writer import EpisodeWriter
 
 
@@ -32,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     line = CommandLine("collectors", "Tasks, their experts, and demonstrations of them in a store.")
     _add_list(line)
+    _add_describe(line)
     _add_train(line)
     _add_collect(line)
     _add_play(line)
@@ -43,68 +46,62 @@ def _add_list(line: CommandLine) -> None:
     parser = line.verb(
         "list",
         _list,
-        help="show the tasks: id, family, expert, random and expert return where measured",
-        example="collectors list --tasks 'metaworld/*' toy_text",
+        help="show the tasks: kinds of observation and action, tokens a step, expert, returns where measured, licence",
+        example="collectors list --tasks 'metaworld/*' toy_text --modality text",
     )
     add_tasks(parser)
     parser.add_argument(
-        "--spaces", action="store_true", help="also make each environment and show its observations and actions"
+        "--modality", choices=[str(modality) for modality in Modality], help="only tasks whose observations have it"
     )
+    parser.add_argument("--count", action="store_true", help="only the number of tasks in each family")
+    parser.add_argument("--markdown", action="store_true", help="as the tables of the documentation")
 
 
 def _list(arguments: argparse.Namespace) -> None:
+    from collectors import catalogue
+
     tasks = registry.find(arguments.tasks)
-    rows = [_facts(task, spaces=arguments.spaces) for task in tasks]
+    if arguments.modality:
+        tasks = catalogue.with_modality(tasks, arguments.modality)
+    number = catalogue.counts(tasks)
     if arguments.json:
-        print_json(rows)
-        return
-    header = ["task", "family", "expert", "random", "expert return"]
-    columns = ["task_id", "family", "expert", "random_return", "expert_return"]
-    if arguments.spaces:
-        header, columns = [*header, "observation", "action"], [*columns, "observation", "action"]
-    print_table([["" if row[column] is None else _shown(row[column]) for column in columns] for row in rows], header)
-    print(f"{len(rows)} tasks in {len({task.family for task in tasks})} families")
+        print_json(number if arguments.count else [catalogue.facts(task) for task in tasks])
+    elif arguments.markdown:
+        print(catalogue.markdown(tasks), end="")
+    elif arguments.count:
+        print_table([[family, *kinds.values()] for family, kinds in number.items()], ["family", *number["total"]])
+    else:
+        print_table([catalogue.row(task) for task in tasks], catalogue.HEADER)
+        total = number["total"]
+        print(
+            f"{len(tasks)} entries in {len(number) - 1} families: {total['counted']} tasks, {total['variants']} variants "
+            f"that only show or reward one of them differently, {total['corpora']} corpora"
+        )
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.2f}"
-    if isinstance(value, dict):
-        return " ".join(f"{key}:{kind}" for key, kind in value.items())
-    return str(value)
+def _add_describe(line: CommandLine) -> None:
+    parser = line.verb(
+        "describe",
+        _describe,
+        help="make each environment once and keep the kinds of its observations and actions for `collectors list`",
+        example="collectors describe --tasks 'atari/*' --output collectors/data/spaces.json",
+    )
+    add_tasks(parser)
+    add_output(parser, "JSON file to add the spaces to; what it has is not measured again")
 
 
-def _facts(task: Task, *, spaces: bool) -> dict[str, Any]:
-    from collectors import scores
+def _describe(arguments: argparse.Namespace) -> None:
+    from collectors import catalogue
 
-    score = scores.known().get(task.task_id)
-    facts: dict[str, Any] = {
-        "task_id": task.task_id,
-        "family": task.family,
-        "expert": _expert_name(task),
-        "random_return": score.random_return if score else None,
-        "expert_return": score.expert_return if score else None,
-        "max_episode_steps": task.max_episode_steps,
-        "tags": list(task.tags),
-        "licence": task.licence,
-        "description": task.description,
-    }
-    if spaces:
-        spec = task.spec()
-        for name, specs in (("observation", spec.observation_spec), ("action", spec.action_spec)):
-            facts[name] = {key: f"{field.modality}{list(field.shape)}" for key, field in specs.items()}
-    return facts
-
-
-def _expert_name(task: Task) -> str:
-    match task.expert:
-        case ScriptedExpert(name=name):
-            return name
-        case Sb3Expert(algorithm=algorithm, steps=steps):
-            return f"{algorithm} {steps // 1000}k"
-        case CorpusSource():
-            return "corpus"
-    return ""
+    found = catalogue.load(arguments.output)
+    todo = [task for task in registry.find(arguments.tasks) if task.task_id not in found]
+    for task in progress(todo, description="describing", unit="tasks"):
+        found[task.task_id] = catalogue.measure(task)
+        catalogue.save(arguments.output, found)
+    if arguments.json:
+        print_json({task.task_id: dataclasses.asdict(found[task.task_id]) for task in todo})
+    else:
+        print(f"{len(todo)} tasks described, {len(found)} in {arguments.output}")
 
 
 def _add_train(line: CommandLine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import math
@@ -12,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from collectors import policies, registry
+from collectors.action_guard import count_events
 from collectors.jobs import Report
 from collectors.rollout import Policy, rollout
 from collectors.seeds import Purpose, episode_seeds, place_of, purpose_of
@@ -72,6 +74,7 @@ class CollectionResult:
       mean_return, std_return: of the demonstrations (of the training's last tenth when there are none).
       new_episodes: that this job added.
       train_seconds, collect_seconds: that this job took.
+      guard_events: of the task's action guard in the demonstrations that this job added: kind -> number.
     """
 
     task_id: str
@@ -85,6 +88,7 @@ class CollectionResult:
     new_episodes: int
     train_seconds: float
     collect_seconds: float
+    guard_events: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def line(self) -> str:
         """For a person."""
@@ -94,6 +98,7 @@ class CollectionResult:
         if self.episodes:
             parts.append(f"{self.episodes} episodes ({self.steps} steps) of demonstrations")
         took = f"{self.train_seconds + self.collect_seconds:.1f} s" if self.new_episodes else "nothing to do"
+        parts += [f"guard: {kind} {number} times" for kind, number in self.guard_events.items()]
         what = ", ".join(parts) or "no episodes"
         return f"{self.task_id}: {what}, return {self.mean_return:.2f} ± {self.std_return:.2f}; {took}"
 
@@ -119,6 +124,7 @@ def run(job: CollectionJob, report: Report) -> CollectionResult:
     task = registry.get(job.task_id)
     spec = task.spec()
     train_seconds = collect_seconds = 0.0
+    guard_events: Mapping[str, int] = {}
     with EpisodeWriter(job.store) as writer:
         new_episodes = -_count(job)
         writer.add_task(spec)
@@ -133,12 +139,13 @@ def run(job: CollectionJob, report: Report) -> CollectionResult:
             policy = _policy(task, job) if job.collect else None
             agent_id = policy.agent_id if policy else _specialist_id(task, job)
             if policy is not None:
-                _collect(task, policy, job, writer, report, num_envs=num_envs_for(task))
+                guard_events = _collect(task, policy, job, writer, report, num_envs=num_envs_for(task))
         collect_seconds = time.monotonic() - started
     new_episodes += _count(job)
-    return _result(
+    result = _result(
         job, agent_id, new_episodes=new_episodes, train_seconds=train_seconds, collect_seconds=collect_seconds
     )
+    return dataclasses.replace(result, guard_events=guard_events)
 
 
 def collect_with(policy: Policy, job: CollectionJob, report: Report, *, num_envs: int = 1) -> CollectionResult:
@@ -158,10 +165,11 @@ def collect_with(policy: Policy, job: CollectionJob, report: Report, *, num_envs
     with EpisodeWriter(job.store) as writer:
         new_episodes = -_count(job)
         writer.add_task(task.spec())
-        _collect(task, policy, job, writer, report, num_envs=num_envs)
+        guard_events = _collect(task, policy, job, writer, report, num_envs=num_envs)
     new_episodes += _count(job)
     seconds = time.monotonic() - started
-    return _result(job, policy.agent_id, new_episodes=new_episodes, train_seconds=0.0, collect_seconds=seconds)
+    result = _result(job, policy.agent_id, new_episodes=new_episodes, train_seconds=0.0, collect_seconds=seconds)
+    return dataclasses.replace(result, guard_events=guard_events)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -278,7 +286,8 @@ def num_envs_for(task: Task) -> int:
 
 def _collect(
     task: Task, policy: Policy, job: CollectionJob, writer: EpisodeWriter, report: Report, *, num_envs: int
-) -> None:
+) -> Mapping[str, int]:
+    """Brings the episodes that the store lacks; returns what the task's guard logged in them, kind -> number."""
     rows = _rows(job, policy.agent_id)
     training = rows.is_training
     first_index = int(rows.indices[training].max()) + 1 if training.any() else 0
@@ -287,6 +296,7 @@ def _collect(
     }
     disturbance: Disturbance | None = task.disturbance if job.disturb and job.agent == "expert" else None
     environments = [task.environment() for _ in range(num_envs)]
+    guard_events: collections.Counter[str] = collections.Counter()
     try:
         lengths: list[int] = []
         while (count := _next_batch(job, lengths)) > 0:
@@ -307,6 +317,7 @@ def _collect(
                 agent_hash=getattr(policy, "agent_hash", ""),
             ):
                 writer.add_episode(episode)
+                guard_events.update(count_events([episode]))
                 assert episode.metadata.seed is not None
                 batch[episode.metadata.seed] = episode.num_steps
                 report(episode.num_steps, "collecting")
@@ -314,6 +325,7 @@ def _collect(
     finally:
         for env in environments:
             env.close()
+    return dict(guard_events)
 
 
 def _next_batch(job: CollectionJob, lengths: list[int]) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from collectors import spaces
+from collectors.action_guard import ActionGuard, Watch
 from collectors.pixels import draw
 from collectors.task import Disturbance, Task
 from episode_store.episode import EXPLORATORY, Episode, EpisodeMetadata
@@ -103,7 +104,7 @@ def rollout(
         slots = []
         for index, env in enumerate(environments):
             todo = collections.deque(numbered[index :: len(environments)])
-            slots.append(_Slot(index, env, spec, metadata, todo, disturbance, frames))
+            slots.append(_Slot(index, env, spec, metadata, todo, disturbance, frames, task.guard))
         yield from _lockstep(slots, policy)
 
 
@@ -197,6 +198,7 @@ class _Slot:
         todo: collections.deque[tuple[int, int]],
         disturbance: Disturbance | None,
         frames: bool,
+        guard: ActionGuard | None,
     ) -> None:
         self.index = index
         self.env = env
@@ -204,6 +206,7 @@ class _Slot:
         self._todo = todo
         self._disturbance = disturbance
         self._filming = frames
+        self._watch = Watch(guard, env, spec.task_id) if guard is not None else None
         self._flatten_observation = spaces.flattener(env.observation_space, "observation")
         self._flatten_action = spaces.flattener(env.action_space, "action")
         self._unflatten_action = spaces.unflattener(env.action_space, "action")
@@ -220,22 +223,22 @@ class _Slot:
         self.recorder.begin(self.observation)
         self._bursts = _Bursts(self._disturbance, self.env.action_space, self._seed) if self._disturbance else None
         self._frames = [self._frame()] if self._filming else []
+        if self._watch is not None:
+            self._watch.begin()
         policy.begin_episode(self.index, self.env, self._seed)
         return True
 
     def step(self, choice: Mapping[str, Any]) -> Any:
-        """Executes the choice, or a disturbance in its place; returns the executed action."""
-        try:
-            action = self._unflatten_action(choice)
-        except UserError as error:
-            where = f"episode of {self.recorder._task_id} with seed {self._seed}: step {self.recorder.num_steps}"
-            raise EpisodeError(f"{where}: {self._metadata.agent_id}: {error}") from None
-        exploratory = False
-        if self._bursts is not None:
-            disturbed = self._bursts.disturb(action)
-            if disturbed is not None:
-                action, exploratory = disturbed, True
+        """Executes the choice, or what a disturbance or the task's guard puts in its place; returns what it did."""
+        stopped = self._watch is not None and self._watch.refuses(choice)
+        # Neither a disturbance nor holding still is the agent's own choice.
+        action, exploratory = (self._watch.hold_still, True) if stopped else self._chosen(choice)  # type: ignore[union-attr]
+        if self._watch is not None and not stopped:
+            action = self._watch.limited(action)
         value, reward, terminated, truncated, _ = self.env.step(action)
+        if self._watch is not None:
+            stopped = self._watch.exceeded() or stopped
+            truncated = truncated or (stopped and not terminated)
         self.observation = self._flatten_observation(value)
         fields = self._flatten_action(action)
         self.recorder.step(fields, self.observation, reward, terminated, truncated, exploratory)
@@ -243,9 +246,22 @@ class _Slot:
             self._frames.append(self._frame())
         return action
 
+    def _chosen(self, choice: Mapping[str, Any]) -> tuple[Any, bool]:
+        """The action to execute, and whether it is a disturbance."""
+        try:
+            action = self._unflatten_action(choice)
+        except UserError as error:
+            where = f"episode of {self.recorder._task_id} with seed {self._seed}: step {self.recorder.num_steps}"
+            raise EpisodeError(f"{where}: {self._metadata.agent_id}: {error}") from None
+        disturbed = self._bursts.disturb(action) if self._bursts is not None else None
+        return (action, False) if disturbed is None else (disturbed, True)
+
     def finish(self) -> Episode:
         """The episode that has just ended."""
         metadata = dataclasses.replace(self._metadata, seed=self._seed, collection_index=self._place)
+        if self._watch is not None:
+            config = {**metadata.environment_config, **self._watch.to_json()}
+            metadata = dataclasses.replace(metadata, environment_config=config)
         episode = self.recorder.finish(metadata)
         if not self._filming:
             return episode

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from collectors import headless
+from collectors.action_guard import ActionGuard
 from episode_store.episode import Episode
 from episode_store.errors import UserError
 from episode_store.spec import Modality
@@ -218,6 +219,7 @@ class Task:
       modalities: field -> modality, where the default of `spaces.py` is not the right one.
       disturbance: of demonstrations; None where a wrong action is never to be recovered from.
       tags: extra labels; "family:..." is added by itself.
+      guard: of a robot's actions; None for none.
       variant_of: the task that this one only shows or rewards in another way; such a task is not counted.
       licence: of the environment or the data, as SPDX where there is one.
       description: one line.
@@ -231,6 +233,7 @@ class Task:
     modalities: Mapping[str, Modality] = dataclasses.field(default_factory=dict)
     disturbance: Disturbance | None = dataclasses.field(default_factory=Disturbance)
     tags: tuple[str, ...] = ()
+    guard: ActionGuard | None = None
     variant_of: str = ""
     licence: str = ""
     description: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from collectors import registry, scores
+from collectors.action_guard import count_events
 from collectors.rollout import Policy, rollout
 from collectors.scores import normalized_score
 from episode_store.command_line import progress
@@ -40,6 +42,7 @@ class EvaluationResult:
       expert_return, random_return, nearest_neighbour_return: means over rollouts.
       normalized_score: 100 * (mean return - random) / (expert - random), as in the Gato paper.
       episode_lengths: in steps.
+      guard_events: of the task's action guard in the generalist's episodes: kind -> number.
     """
 
     task_id: str
@@ -49,6 +52,7 @@ class EvaluationResult:
     nearest_neighbour_return: float | None
     normalized_score: float
     episode_lengths: list[int]
+    guard_events: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
@@ -145,8 +149,8 @@ def evaluate_task(job: EvaluationJob, task_id: str) -> EvaluationResult:
     task = registry.get(task_id)
     with contextlib.ExitStack() as stack:
         environments = _environments(task, min(job.num_envs, len(job.seeds)), stack)
-        returns, lengths = _rollouts(task, generalist, job.seeds, environments)
-        neighbour, _ = _rollouts(
+        returns, lengths, guard_events = _rollouts(task, generalist, job.seeds, environments)
+        neighbour, *_ = _rollouts(
             task, NearestNeighbourPolicy(data, _tokenizer(dataset, task_id)), job.seeds, environments
         )
     expert, random = _yardsticks(job, dataset, task_id)
@@ -158,6 +162,7 @@ def evaluate_task(job: EvaluationJob, task_id: str) -> EvaluationResult:
         nearest_neighbour_return=float(np.mean(neighbour)),
         normalized_score=normalized_score(float(np.mean(returns)), expert=expert, random=random),
         episode_lengths=lengths,
+        guard_events=guard_events,
     )
 
 
@@ -196,13 +201,14 @@ def _environments(task: registry.Task, most: int, stack: contextlib.ExitStack) -
 
 def _rollouts(
     task: registry.Task, policy: Policy, seeds: Sequence[int], environments: Sequence[Any]
-) -> tuple[list[float], list[int]]:
-    """Returns and lengths in the order of `seeds`."""
-    episodes = {
-        episode.metadata.seed: (episode.episode_return, episode.num_steps)
-        for episode in rollout(task, policy, seeds=seeds, environments=environments)
-    }
-    return [episodes[seed][0] for seed in seeds], [episodes[seed][1] for seed in seeds]
+) -> tuple[list[float], list[int], dict[str, int]]:
+    """Returns and lengths in the order of `seeds`, and what the task's guard logged."""
+    episodes: dict[int | None, tuple[float, int]] = {}
+    guard_events: collections.Counter[str] = collections.Counter()
+    for episode in rollout(task, policy, seeds=seeds, environments=environments):
+        episodes[episode.metadata.seed] = (episode.episode_return, episode.num_steps)
+        guard_events.update(count_events([episode]))
+    return [episodes[seed][0] for seed in seeds], [episodes[seed][1] for seed in seeds], dict(guard_events)
 
 
 def film(job: EvaluationJob, task_id: str, folder: Path, agents: Path | None) -> None:

@@ -77,9 +77,19 @@ class SuccessTask(gymnasium.Env):
         info |= {"success": success, "shaped_reward": shaped_reward}
         return self._fields(observation), float(success), success, bool(done) and not success, info
 
+    @property
+    def model(self) -> Any:
+        """MuJoCo's own."""
+        return self.suite.sim.model._model
+
+    @property
+    def data(self) -> Any:
+        """MuJoCo's own."""
+        return self.suite.sim.data._data
+
     def render(self) -> Any:
         """The scene from a camera of robosuite's: uint8 [height, width, 3]."""
-        return self._view.draw(self.suite.sim.model._model, self.suite.sim.data._data)
+        return self._view.draw(self.model, self.data)
 
     def close(self) -> None:
         """Frees the simulation."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from collectors.action_guard import ActionGuard
 from collectors.task import Controller, Environment, ScriptedExpert, Task, seen
 
 if TYPE_CHECKING:
@@ -17,6 +18,18 @@ lever-pull peg-insert-side peg-unplug-side pick-out-of-hole pick-place pick-plac
 plate-slide-back-side plate-slide-side push push-back push-wall reach reach-wall shelf-place soccer stick-pull
 stick-push sweep sweep-into window-close window-open
 """
+
+
+# A little more than the arm's mocap point may roam. Scripts open and close the gripper at once: the whole range of an
+# action is a change they may make.
+_GUARD = ActionGuard(
+    site="endEffector",
+    low=(-0.7, 0.1, -0.1),
+    high=(0.7, 1.2, 0.9),
+    max_speed=5.0,
+    max_force=50_000.0,
+    max_change=1.0,
+)
 
 
 def _make(env_id: str, **kwargs: Any) -> gymnasium.Env:
@@ -45,6 +58,7 @@ _STATE = tuple(
         ),
         expert=ScriptedExpert(name="script", script=_script),
         max_episode_steps=500,
+        guard=_GUARD,
         tags=("robot-arm",),
         licence="MIT",
         description=f"{name.replace('-', ' ').capitalize()}, with a Sawyer arm.",

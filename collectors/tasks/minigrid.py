@@ -89,8 +89,8 @@ SimpleCrossingS9N2 SimpleCrossingS9N3 SimpleCrossingS11N5 LavaGapS5 LavaGapS6 La
 LavaCrossingS9N2 LavaCrossingS9N3 LavaCrossingS11N5 DistShift1 DistShift2
 """
 
-# The others, in their newest versions: keys and doors, objects to fetch, obstacles that move, things to remember. The six
-# of wave function collapse are left out: the wheel lacks the pictures that they are made from.
+# The others, in their newest versions: keys and doors, objects to fetch, obstacles that move, things to remember. The
+# six of wave function collapse are left out: the wheel lacks the pictures that they are made from.
 _OTHER_LEVELS = """
 BlockedUnlockPickup-v0 DoorKey-5x5-v0 DoorKey-6x6-v0 DoorKey-8x8-v0 DoorKey-16x16-v0 Dynamic-Obstacles-5x5-v0
 Dynamic-Obstacles-Random-5x5-v0 Dynamic-Obstacles-6x6-v0 Dynamic-Obstacles-Random-6x6-v0 Dynamic-Obstacles-8x8-v0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from collectors.action_guard import ActionGuard
 from collectors.experts import program
 from collectors.task import Environment, Task, seen
 
@@ -44,6 +45,17 @@ _TWO_ARMS = {
 _ARMS = ("Panda", "IIWA", "UR5e", "Kinova3", "Jaco")
 
 
+# Around the table, for the (first) arm; random actions reach 1.1 m/s and contacts of 0.9 kN.
+_GUARD = ActionGuard(
+    site="gripper0_right_grip_site",
+    low=(-1.5, -1.5, 0.2),
+    high=(1.5, 1.5, 2.2),
+    max_speed=4.0,
+    max_force=10_000.0,
+    max_change=0.75,
+)
+
+
 def _make(env_id: str, **kwargs: Any) -> gymnasium.Env:
     from collectors.tasks import _robosuite
 
@@ -65,6 +77,7 @@ def _task(name: str, words: str, robots: tuple[str, ...]) -> Task:
         ),
         expert=_EXPERTS.get(name),
         max_episode_steps=_STEPS,
+        guard=_GUARD,
         tags=("robot-arm",),
         licence="MIT",
         description=f"{words}, with {' and '.join(robots)}.",
