@@ -139,3 +139,27 @@ def test_an_environment_that_does_not_say_how_it_resets_is_refused() -> None:
     env.metadata = {}
     with pytest.raises(UserError, match="expected an autoreset_mode in its metadata, got None"):
         RecordingVectorEnv(env, spec=spec_of(False), metadata=METADATA, on_episode=print)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_frame_stacks_are_recorded_as_they_were(mode: AutoresetMode) -> None:
+    def make() -> gymnasium.Env:
+        return gymnasium.wrappers.FrameStackObservation(Count(1, False), 3)
+
+    plain = make()
+    spec = TaskSpec(
+        task_id="Count-v0",
+        observation_spec=spaces.observation_spec(plain.observation_space),
+        action_spec=spaces.action_spec(plain.action_space),
+    )
+    expected = [plain.reset()[0], *(plain.step(4)[0] for _ in range(3))]
+    recorded: list[Episode] = []
+    env = RecordingVectorEnv(
+        SyncVectorEnv([make], autoreset_mode=mode), spec=spec, metadata=METADATA, on_episode=recorded.append
+    )
+    env.reset()
+    for _ in range(3):
+        env.step(np.array([4]))
+    (episode,) = recorded
+    np.testing.assert_array_equal(episode.observations["observation"], np.stack(expected))
+    assert episode.observations["observation"].shape == (4, 3, 2)
