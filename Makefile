@@ -10,10 +10,10 @@ PEERS_STAMP := $(PEERS)/.installed-$(shell cksum requirements/peers.txt | cut -d
 export SDL_VIDEODRIVER ?= dummy
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo experts test test-slow test-peers lint benchmarks clean setup
+.PHONY: help demo experts test test-catalogue test-catalogue-sample test-slow test-peers lint benchmarks clean setup
 
 help:  ## what there is
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 23
 
 setup: $(STAMP)  ## .venv with pinned versions
 
@@ -40,6 +40,22 @@ test: $(STAMP)  ## the checks and the fast tests, in five minutes
 
 test-slow: $(STAMP)  ## the slow tests
 	@$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+
+# Every family in the same environment; what passed is remembered, so it goes on where it stopped.
+CATALOGUE_STAMP := $(STAMP)-catalogue
+CATALOGUE_PASSED ?= runs/catalogue-passed.txt
+$(CATALOGUE_STAMP): $(STAMP)
+	@echo "installing every family of environments into $(VENV) (once, a few minutes, 3 GB)"
+	@if command -v uv >/dev/null; then VIRTUAL_ENV=$(VENV) uv pip install -q -c $(LOCK) -e '.[dev,catalogue]'; \
+	  else $(BIN)/python -m pip install -q --disable-pip-version-check -c $(LOCK) -e '.[dev,catalogue]'; fi
+	@touch $@
+
+test-catalogue-sample: $(CATALOGUE_STAMP)  ## some tasks of the catalogue, every day others, one of each family
+	@$(BIN)/python -m pytest -m catalogue tests/collectors/test_catalogue.py $(PYTEST_FLAGS)
+
+test-catalogue: $(CATALOGUE_STAMP)  ## every task of it, resumable; CATALOGUE_TASKS='atari sokoban' CATALOGUE_SHARD=1/4
+	@mkdir -p $(dir $(CATALOGUE_PASSED))
+	@CATALOGUE=$(CATALOGUE_PASSED) $(BIN)/python -m pytest -m catalogue tests/collectors/test_catalogue.py $(PYTEST_FLAGS)
 
 $(PEERS_STAMP): requirements/peers.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \

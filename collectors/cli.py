@@ -74,8 +74,8 @@ def _list(arguments: argparse.Namespace) -> None:
         print_table([catalogue.row(task) for task in tasks], catalogue.HEADER)
         total = number["total"]
         print(
-            f"{len(tasks)} entries, {len(number) - 1} families: {total['counted']} tasks, {total['variants']} variants "
-            f"that only show or reward one of them differently, {total['corpora']} corpora"
+            f"{len(tasks)} entries in {len(number) - 1} families: {total['counted']} tasks, {total['variants']} "
+            f"variants that only show or reward one of them differently, {total['corpora']} corpora"
         )
 
 
