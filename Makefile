@@ -10,7 +10,8 @@ PEERS_STAMP := $(PEERS)/.installed-$(shell cksum requirements/peers.txt | cut -d
 export SDL_VIDEODRIVER ?= dummy
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo experts test test-catalogue test-catalogue-sample test-slow test-peers lint benchmarks clean setup
+.PHONY: help demo experts test test-catalogue test-catalogue-sample test-slow test-peers test-cluster lint benchmarks \
+  benchmarks-peers clean setup
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 23
@@ -83,6 +84,10 @@ test-peers: $(PEERS_STAMP) $(LEROBOT_STAMP)  ## the peers' own packages read our
 	@$(PEERS)/bin/python -m pytest -m peers $(wildcard tests/*/test_*_peers.py) $(PYTEST_FLAGS)
 	@$(LEROBOT)/bin/python -m pytest -m peers_lerobot $(wildcard tests/*/test_lerobot_peers.py) $(PYTEST_FLAGS)
 
+test-cluster: $(STAMP)  ## the Beam job on a real Flink cluster, Prism and an S3 server, all started and stopped here
+	@server=$$($(BIN)/python tests/cluster/parts.py) && \
+	  VERSITYGW=$$server $(BIN)/python -m pytest -m cluster tests/cluster tests/episode_store/test_remote_s3.py $(PYTEST_FLAGS)
+
 lint: $(STAMP)  ## ruff, mypy, the layers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check -q .
@@ -91,6 +96,19 @@ lint: $(STAMP)  ## ruff, mypy, the layers
 
 benchmarks: $(STAMP)  ## measures, appended to benchmarks/results.jsonl
 	@$(BIN)/python -m benchmarks
+
+# MDS, litdata, Grain and HF datasets want older versions than ours: an environment of their own.
+READERS := .venv-peers-readers
+READERS_STAMP := $(READERS)/.installed-$(shell cksum requirements/peers-readers.txt | cut -d' ' -f1)
+$(READERS_STAMP): requirements/peers-readers.txt
+	@test -x $(READERS)/bin/python && $(READERS)/bin/python -m pip --version >/dev/null 2>&1 \
+	  || { rm -rf $(READERS); $(PYTHON) -m venv $(READERS); }
+	@echo "installing the peers' readers into $(READERS) (once, several minutes, 3 GB)"
+	@$(READERS)/bin/python -m pip install -q --disable-pip-version-check -r requirements/peers-readers.txt
+	@rm -f $(READERS)/.installed-* && touch $@
+
+benchmarks-peers: $(STAMP) $(READERS_STAMP)  ## reading shards beside litdata, MDS, Grain and HF datasets
+	@$(BIN)/python -m benchmarks shards
 
 clean:  ## removes the demo's results, not .venv
 	rm -rf runs/demo

@@ -6,9 +6,12 @@ whole files. It is one chain without side outputs, state or windows, because som
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,10 @@ from typing import Any
 import apache_beam as beam
 
 from beam_jobs import commit, runners
-from beam_jobs.files import read_json
+from beam_jobs.files import AnyPath, hold, read_json, write_bytes
 from beam_jobs.plan import BuildConfig, Reference, ShardPlan, TaskPlan, plan_task, sort_references
 from beam_jobs.shard_builder import RECORDS_FOLDER, TEXT_MODEL_FILE, ShardBuilder
 from episode_store.errors import UserError
-from episode_store.files import hold, write_bytes
 from episode_store.spec import Modality
 from episode_store.store import EpisodeStore
 
@@ -28,18 +30,20 @@ from episode_store.store import EpisodeStore
 ShardKey = tuple[str, str, str]
 
 
-def build_pipeline(pipeline: beam.Pipeline, config: BuildConfig, store: EpisodeStore) -> None:
-    """The whole job, from task ids to dataset.json."""
+def build_pipeline(pipeline: beam.Pipeline, config: BuildConfig, store: EpisodeStore, job: str) -> None:
+    """The whole job, from task ids to dataset.json; `job` is its name as the owner of the output folder."""
+    parts = config, store, job
     _ = (
         pipeline
-        | "TaskIds" >> beam.Create(config.task_ids)
+        | "TaskIds" >> beam.Create(config.task_ids, reshuffle=False)
         | "SpreadKey" >> beam.Map(lambda task_id: (task_id, task_id)).with_output_types(tuple[str, str])
         | "SpreadTasks" >> beam.GroupByKey()
-        | "FilterAndAssign" >> beam.ParDo(FilterAndAssign(config, store)).with_output_types(tuple[ShardKey, Reference])
+        | "FilterAndAssign"
+        >> beam.ParDo(FilterAndAssign(config, store, job)).with_output_types(tuple[ShardKey, Reference])
         | "GroupByShard" >> beam.GroupByKey()
-        | "BuildShard" >> beam.ParDo(BuildShard(config, store)).with_output_types(tuple[str, str])
+        | "BuildShard" >> beam.ParDo(BuildShard(*parts)).with_output_types(tuple[str, str])
         | "GatherRecords" >> beam.GroupByKey()
-        | "Commit" >> beam.ParDo(Commit(config, store))
+        | "Commit" >> beam.ParDo(Commit(*parts))
         | "End" >> beam.Map(lambda num_shards: num_shards)  # a last stage without output can hang
     )
 
@@ -47,12 +51,17 @@ def build_pipeline(pipeline: beam.Pipeline, config: BuildConfig, store: EpisodeS
 class _JobFn(beam.DoFn):
     """A step of the job. The store travels as its path and extent, so that all see the same episodes."""
 
-    def __init__(self, config: BuildConfig, store: EpisodeStore) -> None:
+    def __init__(self, config: BuildConfig, store: EpisodeStore, job: str) -> None:
         self._config = config
         self._store = store
+        self._job = job
 
     def setup(self) -> None:
         self._builder = ShardBuilder(self._config, self._store)
+
+    def is_wanted(self) -> bool:
+        """Whether no later job works on this folder; else this one comes to its end without writing."""
+        return commit.is_owner(self._config.output, self._job)
 
 
 class FilterAndAssign(_JobFn):
@@ -69,6 +78,8 @@ class BuildShard(_JobFn):
     """(shard, references) -> its record, after its files are on the disk."""
 
     def process(self, element: tuple[ShardKey, Iterable[Reference]]) -> Iterator[tuple[str, str]]:
+        if not self.is_wanted():
+            return
         (name, task_id, split), references = element
         ordered = sort_references(self._config.seed, references)
         plan = ShardPlan(name=name, task_id=task_id, split=split, references=ordered)
@@ -79,6 +90,8 @@ class Commit(_JobFn):
     """(key, all records) -> the number of shards, after dataset.json is on the disk."""
 
     def process(self, element: tuple[str, Iterable[str]]) -> Iterator[int]:
+        if not self.is_wanted():
+            return
         plans = plan_tasks(self._builder)
         records = [json.loads(record) for record in element[1]]
         try:
@@ -123,14 +136,16 @@ def build_shards(
     worker_config = dataclasses.replace(config, text_model=shared_model)
 
     def run(builder: ShardBuilder, tick: Callable[[], None]) -> None:
-        runners.run(
-            lambda pipeline: build_pipeline(pipeline, worker_config, builder.store),
-            flags,
-            workers=workers,
-            log_folder=config.output / RECORDS_FOLDER,
-            timeout_seconds=timeout_seconds,
-            on_tick=tick,
-        )
+        job = commit.take_over(config.output)
+        with _log_folder(config.output) as log_folder:
+            runners.run(
+                lambda pipeline: build_pipeline(pipeline, worker_config, builder.store, job),
+                flags,
+                workers=workers,
+                log_folder=log_folder,
+                timeout_seconds=timeout_seconds,
+                on_tick=tick,
+            )
 
     return _prepare_and_run(config, run, on_progress)
 
@@ -173,7 +188,10 @@ def _prepare_and_run(
         pending = dict(expected)
 
         def tick() -> None:
+            there = {path.name for path in records.iterdir()}
             for name, its_fingerprint in list(pending.items()):
+                if f"{name}.json" not in there:
+                    continue
                 if (read_json(records / f"{name}.json") or {}).get("fingerprint") == its_fingerprint:
                     del pending[name]
             if on_progress:
@@ -189,16 +207,27 @@ def _prepare_and_run(
         return manifest, True
 
 
-def _check_output(output: Path) -> None:
+@contextlib.contextmanager
+def _log_folder(output: AnyPath) -> Iterator[Path]:
+    """Where worker processes of this machine print to; kept after an error, which names it."""
+    if isinstance(output, Path):
+        yield output / RECORDS_FOLDER
+    else:
+        folder = Path(tempfile.mkdtemp(prefix="build-shards-"))
+        yield folder
+        shutil.rmtree(folder)
+
+
+def _check_output(output: AnyPath) -> None:
     """Refuses a folder with other content: the commit removes tars that the manifest does not name."""
     if not output.exists():
         return
     if not output.is_dir():
         raise UserError(f"--output {output}: expected a folder, got a file")
     ours = (RECORDS_FOLDER, commit.DATASET_FILE)
-    foreign = next((path for path in sorted(output.iterdir())), None)
+    foreign = min((path.name for path in output.iterdir()), default=None)
     if foreign is not None and not any((output / name).exists() for name in ours):
-        raise UserError(f"--output {output}: expected an empty folder or one with shards, got {foreign.name} in it")
+        raise UserError(f"--output {output}: expected an empty folder or one with shards, got {foreign} in it")
 
 
 def _check_task(builder: ShardBuilder, task_id: str) -> None:

@@ -6,13 +6,14 @@ import argparse
 import difflib
 import fnmatch
 import logging
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from beam_jobs.content_filter import PersonalData
-from beam_jobs.files import read_json
+from beam_jobs.files import output_path, read_json
 from beam_jobs.return_filter import FilterRule
 from episode_store.command_line import (
     CommandLine,
@@ -44,6 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     report.add_argument("--shards", required=True, metavar="DIR", help="folder of finished shards")
     add_tasks(report)
+    pool = command.verb(
+        "worker-pool",
+        _worker_pool,
+        help="starts Python workers on a host of a cluster when the cluster asks for them (EXTERNAL environment)",
+        example="python -m beam_jobs worker-pool --port 50000",
+    )
+    pool.add_argument("--port", type=positive_int, required=True, metavar="N", help="where the cluster asks")
+    pool.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="interface to listen on (127.0.0.1)")
     return command.main(arguments)
 
 
@@ -95,8 +104,8 @@ def _build_shards(arguments: argparse.Namespace) -> int:
 
     store = EpisodeStore.open(arguments.store)
     config = BuildConfig(
-        store=Path(arguments.store).resolve(),
-        output=Path(arguments.output).resolve(),
+        store=store.path.resolve() if isinstance(store.path, Path) else store.path,
+        output=output_path(arguments.output),
         text_model=Path(arguments.text_model).resolve() if arguments.text_model else None,
         task_ids=tuple(sorted(store.find_tasks(arguments.tasks))),
         seed=arguments.seed,
@@ -171,7 +180,7 @@ def _print_summary(manifest: Mapping[str, Any]) -> None:
 def _filter_report(arguments: argparse.Namespace) -> int:
     from beam_jobs.commit import DATASET_FILE
 
-    manifest = read_json(Path(arguments.shards) / DATASET_FILE)
+    manifest = read_json(output_path(arguments.shards) / DATASET_FILE)
     if manifest is None or "filter_report" not in manifest:
         raise UserError(
             f"--shards {arguments.shards}: expected a folder of finished shards with {DATASET_FILE}, got none; "
@@ -201,6 +210,14 @@ def _filter_report(arguments: argparse.Namespace) -> int:
     ]
     header = ("task", "rule", "episodes", "copies", "kept", "random", "expert", "threshold", "min", "max")
     print_table(rows, (*header, "returns, min to max"))
+    return 0
+
+
+def _worker_pool(arguments: argparse.Namespace) -> int:
+    from beam_jobs.worker_pool import serve
+
+    print(f"worker pool at {arguments.host}:{arguments.port}", file=sys.stderr)
+    serve(arguments.host, arguments.port)
     return 0
 
 

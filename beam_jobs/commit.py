@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from beam_jobs.files import read_json
+from beam_jobs.files import AnyPath, read_json, sync_folder, write_bytes, write_json
 from beam_jobs.plan import TaskPlan, fingerprint
 from beam_jobs.shard_builder import RECORDS_FOLDER, TEXT_MODEL_FILE, ShardBuilder, code_fingerprint
 from episode_store.errors import UserError
-from episode_store.files import TEMPORARY_SUFFIX, sync_folder, write_json
+from episode_store.files import TEMPORARY_SUFFIX
+from tokenization.shard_format import FORMAT
 from tokenization.vocabulary import VOCABULARY_SIZE
 
-FORMAT = "gato-shards-v1"
 DATASET_FILE = "dataset.json"
 FILTER_REPORT_FILE = "filter_report.json"
 WIDS_FILE = "wids-{split}.json"
+JOB_FILE = "job"
 
 _COUNTS = ("num_episodes", "num_timesteps", "num_tokens", "num_targets")
 
@@ -132,7 +133,26 @@ def commit(builder: ShardBuilder, plans: Sequence[TaskPlan], records: Iterable[M
     return data
 
 
-def finished(output: Path, expected_fingerprint: str) -> dict[str, Any] | None:
+def take_over(output: AnyPath) -> str:
+    """Makes a new job the owner of the folder; returns its name.
+
+    A cluster goes on with a job whose driver was killed. When another driver comes, maybe with other settings, the old
+    job must not write any more.
+    """
+    job = secrets.token_hex(8)
+    write_bytes(output / RECORDS_FOLDER / JOB_FILE, job.encode())
+    return job
+
+
+def is_owner(output: AnyPath, job: str) -> bool:
+    """Whether no later job has taken the folder over."""
+    try:
+        return (output / RECORDS_FOLDER / JOB_FILE).read_bytes() == job.encode()
+    except FileNotFoundError:
+        return False
+
+
+def finished(output: AnyPath, expected_fingerprint: str) -> dict[str, Any] | None:
     """The manifest of a finished folder with this fingerprint whose files all have their sizes; else None."""
     data = read_json(output / DATASET_FILE)
     if data is None or data.get("fingerprint") != expected_fingerprint:

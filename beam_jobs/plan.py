@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 
 from beam_jobs.content_filter import CONTENT_FILTER_VERSION, PersonalData
+from beam_jobs.files import AnyPath
 from beam_jobs.return_filter import FilterReport, FilterRule, filter_task, keep_corpus
 from episode_store.errors import UserError
 from episode_store.spec import ArraySpec, Modality
 from episode_store.splits import DEFAULT_HOLDOUT, TRAIN, VALIDATION, split_of
+from episode_store.storage import StorePath
 from episode_store.store import EpisodeStore
 from episode_store.task import TaskSpec, task_file_name
 
@@ -44,8 +46,8 @@ class BuildConfig:
     """Everything that decides the bytes of a set of shards, and where they go.
 
     Attributes:
-      store: folder of the episode store.
-      output: folder of the shards.
+      store: folder of the episode store, or its place behind a URL.
+      output: folder of the shards, or its place in an object store.
       text_model: SentencePiece model; None when no task has text.
       task_ids: tasks to build, sorted.
       seed: decides shard membership and order.
@@ -54,13 +56,13 @@ class BuildConfig:
       holdout: share of a corpus that becomes the split "validation", 0 <= holdout < 1.
       personal_data: what the content filter does to corpora.
       max_shard_bytes: no file grows beyond this, but for a single sample that is larger.
-      max_pack_tokens, max_pack_episodes: a sample is closed when it reaches either.
+      max_pack_tokens, max_pack_patch_bytes, max_pack_episodes: a sample is closed when it reaches any of them.
       max_rejected_share: the job fails when more of the episodes than this cannot be read or tokenized.
     """
 
-    store: Path
-    output: Path
-    text_model: Path | None
+    store: StorePath
+    output: AnyPath
+    text_model: AnyPath | None
     task_ids: tuple[str, ...]
     seed: int = 0
     rule: FilterRule = FilterRule.NORMALIZED
@@ -68,8 +70,9 @@ class BuildConfig:
     holdout: float = DEFAULT_HOLDOUT
     personal_data: PersonalData = PersonalData.MASK
     max_shard_bytes: int = 32 * 2**20
-    max_pack_tokens: int = 65_536
-    max_pack_episodes: int = 256
+    max_pack_tokens: int = 262_144
+    max_pack_patch_bytes: int = 4 * 2**20
+    max_pack_episodes: int = 1_024
     max_rejected_share: float = 0.05
 
     def settings(self) -> dict[str, Any]:
@@ -83,6 +86,7 @@ class BuildConfig:
             "personal_data": str(self.personal_data),
             "max_shard_bytes": self.max_shard_bytes,
             "max_pack_tokens": self.max_pack_tokens,
+            "max_pack_patch_bytes": self.max_pack_patch_bytes,
             "max_pack_episodes": self.max_pack_episodes,
         }
 

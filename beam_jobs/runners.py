@@ -18,8 +18,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import apache_beam as beam
+import grpc
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability import python_urns
+from apache_beam.portability.api import endpoints_pb2
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
     BeamFnControlServicer,
@@ -27,7 +29,9 @@ from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
     WorkerHandler,
 )
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
+from google.protobuf import json_format, text_format
 
+from beam_jobs.forked_workers import WaitingWorker
 from episode_store.errors import UserError
 
 # Beam's default, DirectRunner, tries to download and start another engine first.
@@ -47,10 +51,48 @@ class _WorkerProcess(SubprocessSdkWorkerHandler):
     Beam tells those that are connected, and then waits for all of them: for ever, when one was still starting.
     """
 
+    def start_worker(self) -> None:
+        """One that was forked, while there are any; else a fresh process."""
+        if not _waiting:
+            super().start_worker()
+            return
+        environment = {
+            "CONTROL_API_SERVICE_DESCRIPTOR": text_format.MessageToString(
+                endpoints_pb2.ApiServiceDescriptor(url=self.control_address)
+            ),
+            "LOGGING_API_SERVICE_DESCRIPTOR": text_format.MessageToString(self.logging_api_service_descriptor()),
+            "PIPELINE_OPTIONS": json_format.MessageToJson(self.provision_info.provision_info.pipeline_options),
+            "WORKER_ID": self.worker_id,
+        }
+        self.worker_thread = threading.Thread(
+            name="run_worker", target=_run_forked, args=(_waiting.pop(0), environment), daemon=True
+        )
+        self.worker_thread.start()
+
     def stop_worker(self) -> None:
         """Waits for the process to end."""
         self.control_conn.push(BeamFnControlServicer._DONE_MARKER)
         super().stop_worker()
+
+
+# Workers of the job that is about to start, and where to note that one died. One job runs at a time.
+_waiting: list[WaitingWorker] = []
+_note_of_death: Path | None = None
+_grpc_has_run = False
+
+
+def _run_forked(worker: WaitingWorker, environment: dict[str, str]) -> None:
+    if (code := worker.run(environment)) and _note_of_death:
+        _note_of_death.write_text(f"{code}\n")
+
+
+def _fork_workers(workers: int, log: Path, died: Path) -> None:
+    """Forks the workers of a job, where that is safe: on Linux, before anything of gRPC has run in this process."""
+    global _note_of_death
+    _note_of_death = died
+    if sys.platform == "linux" and not _grpc_has_run:
+        for _ in range(workers):
+            _waiting.append(WaitingWorker(log, _waiting))
 
 
 def pipeline_flags(beam_flags: Sequence[str], workers: int) -> list[str]:
@@ -97,7 +139,8 @@ def run(
 ) -> None:
     """Runs a pipeline to its end, calling `on_tick` now and then.
 
-    The runner works in a thread of its own, since a local runner waits for ever for a worker that was killed.
+    The wait for the end has a thread of its own, since a local runner waits for ever for a worker that was killed.
+    Other runners are started in this one: they want to be told of Ctrl-C.
 
     Args:
       build: adds the steps.
@@ -111,17 +154,27 @@ def run(
       UserError: the time is over, a worker process died, or a worker met a mistake of the user.
       OSError: a worker met a full disk.
     """
+    global _grpc_has_run
     outcome: list[BaseException | None] = []
     died = log_folder / "worker-died"
     died.unlink(missing_ok=True)
     # Only processes need an object; by its name in the flags, a runner cannot be told how to start them.
     runner = FnApiRunner(default_environment=_worker_processes(log_folder, died)) if workers > 1 else None
+    pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(list(flags)))
+    build(pipeline)
+    if workers > 1:
+        _fork_workers(workers, log_folder / WORKER_LOG, died)
+    is_local = _runner_of(flags) == LOCAL_RUNNER
+    # With one worker the local runner calls it directly.
+    _grpc_has_run = _grpc_has_run or workers > 1 or not is_local
+    try:
+        started = None if is_local else pipeline.run()
+    except (RuntimeError, ValueError, OSError, grpc.RpcError) as error:
+        raise UserError(f"{_runner_of(flags)} could not be started: {_last_line(error)}") from error
 
     def work() -> None:
         try:
-            pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(list(flags)))
-            build(pipeline)
-            pipeline.run().wait_until_finish()
+            (started or pipeline.run()).wait_until_finish()
         except BaseException as error:  # noqa: BLE001 - handed to the caller below
             outcome.append(error)
         else:
@@ -133,7 +186,11 @@ def run(
         try:
             _wait(thread, died, timeout_seconds, on_tick)
         finally:
+            while _waiting:
+                _waiting.pop().dismiss()
             if thread.is_alive():
+                if started is not None:
+                    started.cancel()
                 _end_children()
     if outcome[0] is not None:
         raise _translated(outcome[0]) from outcome[0]
@@ -196,6 +253,13 @@ def _translated(error: BaseException) -> BaseException:
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     found = _USER_ERROR.findall(text)
     return UserError(found[-1]) if found else error
+
+
+def _last_line(error: BaseException) -> str:
+    """What happened, of a message that may go on for pages."""
+    text = error.details() if isinstance(error, grpc.Call) else str(error)
+    lines = (text or type(error).__name__).strip().splitlines()
+    return lines[-1][:300]
 
 
 def _runner_of(flags: Sequence[str]) -> str | None:

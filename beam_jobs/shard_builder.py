@@ -12,11 +12,10 @@ from typing import Any
 
 import tokenization
 from beam_jobs.content_filter import personal_data_filter
-from beam_jobs.files import file_facts, read_json
+from beam_jobs.files import AnyPath, file_facts, new_file, read_json, sync_folder, write_json
 from beam_jobs.plan import BuildConfig, ShardPlan, fingerprint
 from beam_jobs.write_shards import TarShard, sample_size
-from episode_store.errors import UserError
-from episode_store.files import sync_folder, write_json
+from episode_store.errors import RemoteError, UserError
 from episode_store.store import EpisodeStore
 from tokenization.episode_tokenizer import EpisodeTokenizer
 from tokenization.shard_format import encode_pack
@@ -49,7 +48,8 @@ class ShardBuilder:
     def __init__(self, config: BuildConfig, store: EpisodeStore) -> None:
         self.config = config
         self.store = store
-        self._text = TextTokenizer.load(config.text_model) if config.text_model else None
+        model = config.text_model
+        self._text = TextTokenizer(model.read_bytes(), where=str(model)) if model else None
         self._tokenizers: dict[str, EpisodeTokenizer] = {}
 
     @property
@@ -80,6 +80,7 @@ class ShardBuilder:
         if record and record.get("fingerprint") == shard_fingerprint and _files_are_there(self.config.output, record):
             return record
         record = self._write(plan, shard_fingerprint)
+        self.store.unmap()
         # The record comes after the files it vouches for.
         sync_folder(self.config.output)
         write_json(record_path, record)
@@ -88,13 +89,13 @@ class ShardBuilder:
     def _write(self, plan: ShardPlan, shard_fingerprint: str) -> dict[str, Any]:
         rejected: list[dict[str, str]] = []
         changes: Counter[str] = Counter()
-        packs = _packs(self._sequences(plan, rejected, changes), self.config)
+        packs = packs_of(self._sequences(plan, rejected, changes), self.config)
         files: list[dict[str, Any]] = []
         pack = next(packs, None)
         while pack is not None:
             file_name = f"{plan.name}.tar" if not files else f"{plan.name}-{len(files):02d}.tar"
             tally = _Tally()
-            with TarShard(self.config.output / file_name) as tar:
+            with new_file(self.config.output / file_name) as path, TarShard(path) as tar:
                 while pack is not None:
                     key = f"{file_name.removesuffix('.tar')}-{tar.num_samples:06d}"
                     members = encode_pack(pack)
@@ -148,8 +149,12 @@ class ShardBuilder:
                     episode = verdict.episode
                 # Id and hash are the store's, also where the content filter changed a text.
                 yield tokenizer.encode(episode, episode_id=episode_id, content_hash=content_hash)
+            except RemoteError:
+                raise  # nothing is wrong with the episode: the engine tries again
             except POISON as error:
-                rejected.append(_rejection(plan, episode_id, "unreadable", f"{type(error).__name__}: {error}"))
+                # Where the store lies is no fact of the shards.
+                reason = str(error).replace(f"{self.store.path}/", "")
+                rejected.append(_rejection(plan, episode_id, "unreadable", f"{type(error).__name__}: {reason}"))
                 continue
 
     def tokenizer(self, task_id: str) -> EpisodeTokenizer:
@@ -159,16 +164,21 @@ class ShardBuilder:
         return self._tokenizers[task_id]
 
 
-def _packs(sequences: Iterator[TokenSequence], config: BuildConfig) -> Iterator[list[TokenSequence]]:
+def packs_of(sequences: Iterator[TokenSequence], config: BuildConfig) -> Iterator[list[TokenSequence]]:
     """Groups sequences into samples; each holds at least one."""
     pack: list[TokenSequence] = []
-    num_tokens = 0
+    num_tokens = num_patch_bytes = 0
     for sequence in sequences:
         pack.append(sequence)
         num_tokens += sequence.num_tokens
-        if num_tokens >= config.max_pack_tokens or len(pack) >= config.max_pack_episodes:
+        num_patch_bytes += sequence.patches.nbytes
+        if (
+            num_tokens >= config.max_pack_tokens
+            or num_patch_bytes >= config.max_pack_patch_bytes
+            or len(pack) >= config.max_pack_episodes
+        ):
             yield pack
-            pack, num_tokens = [], 0
+            pack, num_tokens, num_patch_bytes = [], 0, 0
     if pack:
         yield pack
 
@@ -178,7 +188,7 @@ def _rejection(plan: ShardPlan, episode_id: str, kind: str, reason: str) -> dict
     return {"episode_id": episode_id, "task_id": plan.task_id, "kind": kind, "reason": reason[:500]}
 
 
-def _files_are_there(output: Path, record: Mapping[str, Any]) -> bool:
+def _files_are_there(output: AnyPath, record: Mapping[str, Any]) -> bool:
     """Whether every file has the size and the hash that its record states."""
     for entry in record["files"]:
         path = output / entry["file"]

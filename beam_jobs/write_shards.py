@@ -6,7 +6,6 @@ The module itself is not imported: importing webdataset imports torch, 2 s and 2
 
 from __future__ import annotations
 
-import io
 import os
 import tarfile
 from collections.abc import Mapping
@@ -26,9 +25,7 @@ class TarShard:
         self._path = path
         self._temporary = temporary_path(path)
         self._file = self._temporary.open("wb", buffering=BLOCK_BYTES)
-        self._tar = tarfile.open(  # noqa: SIM115 - closed in `close`
-            fileobj=self._file, mode="w|", format=tarfile.PAX_FORMAT, bufsize=BLOCK_BYTES
-        )
+        self.num_bytes = 0  # so far, without the end of the archive
         self.num_samples = 0
 
     def __enter__(self) -> TarShard:
@@ -40,11 +37,6 @@ class TarShard:
         self._file.close()
         self._temporary.unlink(missing_ok=True)
 
-    @property
-    def num_bytes(self) -> int:
-        """Size so far, without the end of the archive."""
-        return self._tar.offset
-
     def write(self, key: str, members: Mapping[str, bytes]) -> None:
         """Adds a sample: one member `<key>.<name>` for each entry, in order of names."""
         for name in sorted(members):
@@ -52,18 +44,25 @@ class TarShard:
             info.size = len(members[name])
             info.mtime = 0
             info.mode = _MEMBER_MODE
-            self._tar.addfile(info, io.BytesIO(members[name]))
+            # `TarFile.addfile` would copy each member in many small pieces, each with all before it in the buffer.
+            self._put(info.tobuf(tarfile.PAX_FORMAT))
+            self._put(members[name])
+            self._put(bytes(-len(members[name]) % tarfile.BLOCKSIZE))
         self.num_samples += 1
 
     def close(self) -> dict[str, object]:
         """Syncs and renames the shard; returns its `bytes`, `sha256` and `md5`."""
-        self._tar.close()
+        self._put(bytes(2 * tarfile.BLOCKSIZE))
+        self._put(bytes(-self.num_bytes % tarfile.RECORDSIZE))
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
         facts = file_facts(self._temporary)
         self._temporary.replace(self._path)
         return facts
+
+    def _put(self, data: bytes) -> None:
+        self.num_bytes += self._file.write(data)
 
 
 def sample_size(members: Mapping[str, bytes]) -> int:

@@ -8,7 +8,7 @@ import importlib
 from benchmarks.measure import RESULTS, append
 
 # How the measures' ids begin; each is a module with a generator `measures`, with '_' in place of '.'.
-SUBJECTS = ("tokenize", "shards", "store.million", "collect")
+SUBJECTS = ("tokenize", "shards", "beam", "beam.flink", "beam.million", "store.million", "store.view", "collect")
 
 
 def main() -> int:
@@ -28,9 +28,11 @@ def main() -> int:
                 result = measure.run(arguments.rounds)
                 append(result)
                 print(
-                    f"{measure.name}: {result['value']} {measure.unit}; {measure.peer_name}: {result['peer_value']}; "
+                    f"{measure.name}: {result['value']} {measure.unit}; {result['peer']}: {result['peer_value']}; "
                     f"ratio {result['ratio']} {result['spread']}"
                 )
+                for name in result.get("not_measured", ()):  # type: ignore[attr-defined]
+                    print(f"  not measured: {name}")
     print(f"appended to {RESULTS}")
     return 0
 

@@ -11,7 +11,7 @@ import os
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 RESULTS = Path(__file__).with_name("results.jsonl")
@@ -79,6 +79,51 @@ class Limit:
             "machine": machine(),
             "commit": commit(),
         }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Race:
+    """One against several; each call of `ours` or of a peer does the work once and returns its seconds."""
+
+    name: str
+    unit: str
+    goal: float
+    amount: float
+    ours: Callable[[], float]
+    peers: Mapping[str, Callable[[], float]]
+    not_measured: Sequence[str] = ()
+
+    def run(self, rounds: int) -> dict[str, object]:
+        """A line of `results.jsonl` with the rate of each; `peer`, `ratio` and `spread` are those of the fastest."""
+        runners = {"ours": self.ours, **self.peers}
+        for runner in runners.values():
+            runner()  # warms up
+        seconds: dict[str, list[float]] = {name: [] for name in runners}
+        for _ in range(rounds):
+            for name, runner in runners.items():
+                seconds[name].append(max(runner(), 1e-9))
+        rates = {name: _rounded(self.amount / statistics.median(times)) for name, times in seconds.items()}
+        best = max(self.peers, key=rates.__getitem__)
+        ratios = [theirs / mine for mine, theirs in zip(seconds["ours"], seconds[best], strict=True)]
+        return {
+            "name": self.name,
+            "value": rates.pop("ours"),
+            "unit": self.unit,
+            "goal": self.goal,
+            "peer": best,
+            "peer_value": rates[best],
+            "ratio": _rounded(statistics.median(ratios)),
+            "spread": [_rounded(min(ratios)), _rounded(max(ratios))],
+            "peers": rates,
+            "not_measured": list(self.not_measured),
+            "machine": machine(),
+            "commit": commit(),
+        }
+
+
+def cpu_seconds(function: Callable[[], object]) -> float:
+    """Seconds of this process's CPU that one call takes."""
+    return _seconds(function, 1)
 
 
 def append(result: dict[str, object]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 
 import numpy as np
 
 from benchmarks.measure import Measure
-from tokenization import bins, image_patches
+from tokenization import bins, image_patches, mu_law
 
 
 def measures() -> Iterator[Measure]:
@@ -24,6 +25,17 @@ def measures() -> Iterator[Measure]:
             peer=functools.partial(plain_ids, values),
             peer_name=f"NumPy float32, one expression, {megabytes} MB",
         )
+    few = values[:100_000]
+    assert np.array_equal(bins.companded_to_ids(few), bins.to_ids(mu_law.encode(few)))
+    assert np.array_equal(bins.companded_to_ids(few), loop_ids(few))
+    yield Measure(
+        name="tokenize.floats",
+        unit="GB/s of float32",
+        amount=few.nbytes / 1e9,
+        ours=functools.partial(bins.companded_to_ids, few),
+        peer=functools.partial(loop_ids, few),
+        peer_name="a Python loop over the values, as public Gato code has it (written here)",
+    )
     images = np.random.default_rng(1).integers(0, 256, (400, 96, 96, 3), dtype=np.uint8)
     assert np.array_equal(image_patches.patchify(images), plain_patches(images))
     yield Measure(
@@ -40,6 +52,17 @@ def plain_ids(x: np.ndarray) -> np.ndarray:
     """The formula as one would write it in float32; some ids at edges of bins differ from the definition's."""
     y = np.clip(np.sign(x) * np.log(np.float32(100) * np.abs(x) + 1) / np.float32(np.log(25_601)), -1, 1)
     return (np.minimum(np.floor((y + 1) / 2 * 1024), 1023) + 32_000).astype(np.uint16)
+
+
+def loop_ids(values: np.ndarray) -> list[int]:
+    """One value after the other, each a scalar of NumPy. In float64, so the ids are those of the definition."""
+    ids = []
+    for value in values:
+        x = float(value)
+        companded = np.sign(x) * math.log(100 * abs(x) + 1.0) / math.log(256 * 100 + 1.0)
+        clipped = max(-1.0, min(1.0, companded))
+        ids.append(32_000 + min(1_023, math.floor((clipped + 1) / 2 * 1_024)))
+    return ids
 
 
 def plain_patches(images: np.ndarray) -> np.ndarray:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,10 +21,16 @@ if TYPE_CHECKING:
 
 
 class ScriptedPolicy:
-    """Runs one controller of a script in each slot."""
+    """Runs one controller of a script in each slot.
+
+    Attributes:
+      agent_id: who acts.
+      agent_hash: of the source file that the script is in: what a script has for weights.
+    """
 
     def __init__(self, agent_id: str, script: Script) -> None:
         self.agent_id = agent_id
+        self.agent_hash = _source_hash(script)
         self._script = script
         self._controllers: dict[int, Controller] = {}
         self._flatten: dict[int, Callable[[Any], dict[str, Any]]] = {}
@@ -43,6 +53,18 @@ class ScriptedPolicy:
     def acted(self, slot: int, action: Any) -> None:
         """Remembers what was really done, which a bot's plan depends on."""
         self._last_actions[slot] = action
+
+
+def _source_hash(script: Script) -> str:
+    """BLAKE2b-16 of the script's source file; "" for one without, such as typed at a prompt."""
+    function: Any = script
+    while isinstance(function, functools.partial):
+        function = function.func
+    try:
+        path = inspect.getsourcefile(function)
+        return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest() if path else ""
+    except (OSError, TypeError):
+        return ""
 
 
 def scripted_policy(task: Task) -> ScriptedPolicy:

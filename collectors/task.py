@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import platform
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -126,9 +127,12 @@ class Environment:
         }
 
     def config(self) -> dict[str, Any]:
-        """JSON-able facts for the metadata of every episode: `to_json` and the versions of the packages installed."""
-        packages = {"gymnasium", self.package} | ({"mujoco"} if self.extra in _ON_MUJOCO else set())
-        return {**self.to_json(), "versions": {package: _version(package) for package in sorted(packages)}}
+        """JSON-able facts for the metadata of every episode: `to_json`, and the versions of all that decides it."""
+        packages = {"generalist-agent", "gymnasium", "numpy", self.package}
+        if self.extra in _ON_MUJOCO:
+            packages.add("mujoco")
+        versions = {package: _version(package) for package in packages} | {"python": platform.python_version()}
+        return {**self.to_json(), "versions": dict(sorted(versions.items()))}
 
 
 def _describe(wrapper: Callable[..., Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from episode_store import query, splitting, versions
+from episode_store import query, splitting, storage, versions
 from episode_store.errors import StoreError, UserError
 from episode_store.store import EpisodeStore
 
@@ -60,7 +60,7 @@ def delete(
     """
     if where is None and not episode_ids:
         raise UserError("delete: expected a condition or episode ids; nothing is deleted without one")
-    path = Path(path)
+    path = storage.local(path)
     with versions.changing(path, dry_run=dry_run):
         store = EpisodeStore.open(path)
         gone = [np.zeros(0, np.int64)]
@@ -83,7 +83,7 @@ def filter_store(path: str | Path, *, where: str, name: str = "", note: str = ""
       note: why, for `list`.
       dry_run: only tell.
     """
-    path = Path(path)
+    path = storage.local(path)
     if name:
         versions.check_name(name)
     with versions.changing(path, dry_run=dry_run):
@@ -98,7 +98,7 @@ def restore(path: str | Path, version: int | str, *, note: str = "", dry_run: bo
     Raises:
       StoreError: there is no such version, or it was compacted away.
     """
-    path = Path(path)
+    path = storage.local(path)
     with versions.changing(path, dry_run=dry_run):
         store = EpisodeStore.open(path)
         old = EpisodeStore.open(path, version=version)
@@ -124,7 +124,7 @@ def split(path: str | Path, parts: Mapping[str, float], *, dry_run: bool = False
     Raises:
       UserError: the shares or names are no good, or the episodes themselves declare a split that leaks.
     """
-    path = Path(path)
+    path = storage.local(path)
     splitting.check_parts(parts)
     for name in parts:
         versions.check_name(name)
@@ -168,7 +168,7 @@ def _commit(
     number = None
     if changed and not dry_run:
         number = versions.commit(
-            store.path,
+            storage.local(store.path),
             operation=operation,
             detail=detail,
             extent=index.extent(),

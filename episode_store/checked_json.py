@@ -16,8 +16,9 @@ from typing import Any
 
 import google_crc32c
 
-from episode_store import files
+from episode_store import files, storage
 from episode_store.errors import CorruptionError
+from episode_store.storage import StorePath
 
 # `"crc32c":"` + 8 hex digits + `"}` + newline.
 _SUFFIX_BYTES = 10 + 8 + 3
@@ -64,11 +65,26 @@ def is_line(line: bytes) -> bool:
     return suffix == b'"crc32c":"%08x"}\n' % google_crc32c.value(prefix)
 
 
-def read_file(path: Path) -> dict[str, Any]:
-    """The object of a file of one checked line."""
-    if path.stat().st_size > MAX_LINE_BYTES:
-        raise CorruptionError(f"{path}: larger than {MAX_LINE_BYTES} bytes")
-    return decode_line(path.read_bytes(), where=str(path))
+def split_lines(content: bytes) -> tuple[list[bytes], bytes]:
+    """The lines of a file that is appended to, newlines included, and what a killed writer left of one more.
+
+    A line that lacks nothing but has another last byte was damaged: it counts as a line, whose check then fails.
+    """
+    complete, newline, tail = content.rpartition(b"\n")
+    lines = [line + b"\n" for line in complete.split(b"\n")] if newline else []
+    if is_line(tail[:-1] + b"\n"):
+        return [*lines, tail], b""
+    return lines, tail
+
+
+def read_file(path: StorePath) -> dict[str, Any]:
+    """The object of a file of one checked line.
+
+    Raises:
+      CorruptionError: a byte differs from what was written.
+      FileNotFoundError: there is none.
+    """
+    return decode_line(storage.read_bytes(path, MAX_LINE_BYTES), where=str(path))
 
 
 def write_file(path: Path, content: Mapping[str, Any]) -> None:

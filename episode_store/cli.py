@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from episode_store import cli_formats, cli_versions, command_line, layout, versions
+from episode_store import cli_formats, cli_replay, cli_versions, cli_view, command_line, layout, provenance, versions
 from episode_store.command_line import CommandLine
 from episode_store.episode import Episode
 from episode_store.spec import FieldValues
-from episode_store.store import EpisodeStore, file_sizes
+from episode_store.store import EpisodeStore
 from episode_store.verify import verify_store
 
 
@@ -25,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _verify_verb(program)
     cli_versions.add_verbs(program)
     cli_formats.add_verbs(program)
+    cli_replay.add_verbs(program)
+    cli_view.add_verbs(program)
     return program.main(arguments)
 
 
@@ -115,8 +117,8 @@ def _list(namespace: argparse.Namespace) -> int:
         for task in tasks
     ]
     command_line.print_table(rows, ("task", "episodes", "steps", "mean return", "min", "max", "MB", "agents"))
-    total = sum(task["episodes"] for task in tasks)
-    print(f"{total} episodes in {len(tasks)} tasks, {file_sizes(store.path) / 1e6:.1f} MB, {quarantined} quarantined")
+    total, stored = (sum(task[name] for task in tasks) for name in ("episodes", "stored_bytes"))
+    print(f"{total} episodes in {len(tasks)} tasks, {stored / 1e6:.1f} MB, {quarantined} quarantined")
     if found:
         print()
         facts = [
@@ -181,6 +183,7 @@ def episode_summary(store: EpisodeStore, episode_id: str) -> dict[str, Any]:
         "terminated": episode.terminated,
         "truncated": episode.truncated,
         "metadata": episode.metadata.to_json(),
+        "provenance": provenance.provenance(episode.metadata, store.tasks[episode.task_id]),
         "columns": {path: _values_summary(values) for path, values in _columns(episode).items()},
     }
 
@@ -207,8 +210,8 @@ def _values_summary(values: FieldValues) -> dict[str, Any]:
 def _print_episode(result: dict[str, Any]) -> None:
     for name in ("episode_id", "task_id", "num_steps", "episode_return", "terminated", "truncated"):
         print(f"{name}: {result[name]}")
-    for name, value in result["metadata"].items():
-        print(f"metadata/{name}: {layout.shorten(value, 200)}")
+    for name, text in provenance.lines(result["provenance"]):
+        print(f"{name}: {layout.shorten(text, 200)}")
     for path, column in result["columns"].items():
         facts = "  ".join(f"{name} {column[name]!r}" for name in ("min", "max", "first") if name in column)
         print(f"{path}: {column['dtype']} {tuple(column['shape'])}  {facts}")

@@ -9,7 +9,6 @@ from typing import Any
 
 from episode_store import command_line
 from episode_store.command_line import CommandLine
-from episode_store.episode import Episode
 from episode_store.errors import CorruptionError, UserError
 from episode_store.formats import format as formats
 from episode_store.formats import transfer
@@ -103,10 +102,7 @@ def _import(namespace: argparse.Namespace) -> int:
     if name is None:
         raise UserError(f"source {source}: no known format; say which with --from ({_names('reads')})")
     importer = formats.open_importer(name, source, task_id=namespace.task_id, options=_options(namespace.option))
-
-    def bar(items: Iterable[Episode], total: int | None) -> Iterable[Episode]:
-        return items if namespace.json else command_line.progress(items, description="import", total=total, unit="ep")
-
+    bar = transfer.no_bar if namespace.json else _episode_bar("import")
     report = transfer.import_set(importer, source, namespace.store, tasks=namespace.tasks, progress=bar)
     if namespace.json:
         command_line.print_json(report.to_json())
@@ -148,6 +144,10 @@ def _export(namespace: argparse.Namespace) -> int:
     return 1 if damages else 0
 
 
+def _episode_bar(description: str) -> transfer.Bar:
+    return lambda items, total: command_line.progress(items, description=description, total=total, unit="ep")
+
+
 def _bar(namespace: argparse.Namespace, task_id: str) -> Callable[[Sequence[str]], Iterable[str]]:
     def bar(ids: Sequence[str]) -> Iterable[str]:
         return ids if namespace.json else command_line.progress(ids, description=task_id, total=len(ids), unit="ep")
@@ -157,7 +157,8 @@ def _bar(namespace: argparse.Namespace, task_id: str) -> Callable[[Sequence[str]
 
 def _doctor(namespace: argparse.Namespace) -> int:
     name = "store" if namespace.store else namespace.format
-    name, findings = transfer.examine(namespace.store or namespace.source, name)
+    progress = transfer.no_bar if namespace.json else _episode_bar("doctor")
+    name, findings = transfer.examine(namespace.store or namespace.source, name, progress=progress)
     counts = {severity: sum(finding.severity == severity for finding in findings) for severity in _SEVERITIES}
     if namespace.json:
         result: dict[str, Any] = {"format": name, "findings": [finding.to_json() for finding in findings], **counts}

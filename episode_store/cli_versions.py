@@ -77,8 +77,9 @@ def _stats(namespace: argparse.Namespace) -> int:
     if namespace.fields:
         for task_id in tasks:
             episode_ids = store.table(task_id, ["episode_id"])["episode_id"].to_pylist()[: namespace.episodes]
-            watched = command_line.progress(episode_ids, description=task_id, unit="episodes")
-            fields[task_id] = field_statistics(store, episode_ids if namespace.json else watched)
+            if not namespace.json:
+                episode_ids = command_line.progress(episode_ids, description=task_id, unit="episodes")
+            fields[task_id] = field_statistics(store, episode_ids)
     if namespace.json:
         command_line.print_json(
             {"store": str(store.path), "version": store.view.number, "groups": groups, "fields": fields}

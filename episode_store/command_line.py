@@ -91,7 +91,7 @@ def add_store(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", required=True, metavar="DIR", help="folder of the episode store")
 
 
-def add_tasks(parser: argparse.ArgumentParser) -> None:
+def add_tasks(parser: argparse._ActionsContainer) -> None:
     """`--tasks`: task ids or patterns."""
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="task ids, or patterns such as 'metaworld/*'")
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from episode_store import command_line, segment, versions
+from episode_store import command_line, segment, storage, versions
 from episode_store.errors import CorruptionError
 from episode_store.segment import SegmentFiles, SegmentIndex
 from episode_store.segment_copy import SegmentBuilder, remove_segment, temporary_data
@@ -76,7 +76,7 @@ def compact(
     Raises:
       CorruptionError: a record that would be copied is damaged: `repair` first. Nothing was removed.
     """
-    path = Path(path)
+    path = storage.local(path)
     with versions.changing(path, dry_run=dry_run):
         if not dry_run:
             recover(path)
@@ -169,7 +169,7 @@ def _rewrite(store: EpisodeStore, rewrite: list[tuple[int, SegmentIndex]], *, pr
                     )
                     if builder is None or full:
                         stack.close()
-                        builder = stack.enter_context(SegmentBuilder(store.path))
+                        builder = stack.enter_context(SegmentBuilder(storage.local(store.path)))
                         built.append(builder)
                     builder.add(data, part)
             except CorruptionError as error:

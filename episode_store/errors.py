@@ -13,5 +13,9 @@ class StoreError(UserError):
     """A folder is not a store, or a store's files cannot be used."""
 
 
+class RemoteError(StoreError):
+    """A store behind a URL cannot be reached, or its server cannot do what reading needs."""
+
+
 class CorruptionError(StoreError):
     """Stored bytes do not match their checksum, or a file was cut short."""

@@ -15,27 +15,29 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from episode_store import checked_json
+from episode_store import checked_json, storage
 from episode_store.errors import CorruptionError, StoreError, UserError
 from episode_store.segment import FORMAT_VERSION, SEGMENT_FOLDER
+from episode_store.storage import Place, StorePath
 from episode_store.task import TaskSpec, task_file_name
 
 MARKER = "store.json"
 TASK_FOLDER = "tasks"
 QUARANTINE_FOLDER = "quarantine"
+MAX_QUARANTINE_BYTES = 1 << 30
 
 
-def check_store(path: Path) -> None:
+def check_store(path: StorePath) -> None:
     """Checks that `path` is a store this version can read.
 
     Raises:
       StoreError: missing, something else, or of a newer format.
     """
-    if not path.exists():
+    if isinstance(path, Path) and not path.exists():
         raise StoreError(f"store {path}: no such folder; check --store, or collect some episodes first")
-    if not path.is_dir():
+    if isinstance(path, Path) and not path.is_dir():
         raise StoreError(f"store {path}: is a file, expected the folder of an episode store")
-    if not (path / MARKER).exists():
+    if MARKER not in storage.names(path):
         raise StoreError(f"store {path}: is not an episode store: it has no {MARKER}")
     marker = checked_json.read_file(path / MARKER)
     if marker.get("format") != "episode-store":
@@ -77,7 +79,7 @@ def task_path(path: Path, task_id: str) -> Path:
     return path / TASK_FOLDER / f"{task_file_name(task_id)}.json"
 
 
-def read_task(file: Path) -> TaskSpec:
+def read_task(file: StorePath) -> TaskSpec:
     """The task of one file.
 
     Raises:
@@ -86,16 +88,22 @@ def read_task(file: Path) -> TaskSpec:
     content = checked_json.read_file(file)
     try:
         task = TaskSpec.from_json(content)
-    except (KeyError, TypeError, ValueError, UserError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, UserError) as error:
         raise CorruptionError(f"{file}: is not a task: {error}") from None
     if f"{task_file_name(task.task_id)}.json" != file.name:
         raise CorruptionError(f"{file}: holds task {task.task_id}")
     return task
 
 
-def task_files(path: Path) -> list[Path]:
+def task_files(path: Place) -> list[Place]:
     """All task files, sorted."""
-    return sorted(file for file in (path / TASK_FOLDER).glob("*.json") if not file.name.startswith("."))
+    return [path / TASK_FOLDER / name for name in storage.names(path / TASK_FOLDER) if name.endswith(".json")]
+
+
+def quarantine_files(path: Place) -> list[Place]:
+    """All files of the table of refused and damaged episodes, sorted."""
+    folder = path / QUARANTINE_FOLDER
+    return [folder / name for name in storage.names(folder) if name.endswith(".jsonl")]
 
 
 def create_task(path: Path, task: TaskSpec) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from episode_store import command_line, layout, segment, versions
+from episode_store import command_line, layout, segment, storage, versions
 from episode_store.errors import CorruptionError, StoreError, UserError
 from episode_store.segment import SegmentFiles, SegmentIndex
 from episode_store.segment_copy import SegmentBuilder, remove_segment, share_segment
@@ -81,9 +81,9 @@ def merge(
       UserError: a task of two stores has the same id and another spec; nothing was changed.
       StoreError: a store is missing or damaged.
     """
-    path = Path(path)
-    opened = [EpisodeStore.open(source, version=version) for source, version in sources]
-    if any(store.path.resolve() == path.resolve() for store in opened):
+    path = storage.local(path)
+    opened = [EpisodeStore.open(storage.local(source), version=version) for source, version in sources]
+    if any(storage.local(source).resolve() == path.resolve() for source, _ in sources):
         raise UserError(f"merge: store {path} is both source and target")
     exists = path.exists() and any(path.iterdir()) if not path.is_file() else True
     if dry_run and not exists:

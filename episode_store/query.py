@@ -61,21 +61,33 @@ def run(
 ) -> pa.Table:
     """See `EpisodeStore.query`."""
     names = check_columns(columns)
+    if limit is not None and limit < 0:
+        raise UserError(f"limit: expected 0 or more, got {limit}")
+    return index.columns(names, sort_rows(index, select_rows(index, where), sort, limit))
+
+
+def sort_rows(index: EpisodeIndex, rows: np.ndarray, sort: Sequence[str], limit: int | None = None) -> np.ndarray:
+    """Rows by columns, "-name" for the largest first; what ties, and all without columns, keeps its order.
+
+    Args:
+      index: of the store.
+      rows: ascending.
+      sort: names of columns.
+      limit: only the first so many of the result.
+
+    Raises:
+      UserError: there is no such column.
+    """
     keys = [(name.removeprefix("-"), "descending" if name.startswith("-") else "ascending") for name in sort]
     if keys:
         check_columns([name for name, _ in keys])
-    if limit is not None and limit < 0:
-        raise UserError(f"limit: expected 0 or more, got {limit}")
-    rows = select_rows(index, where)
-    if keys and len(rows):
-        table = index.columns([name for name, _ in keys], rows).append_column(_ROW, pa.array(rows))
-        # The row as the last key: what ties comes in the order of writing.
-        keys.append((_ROW, "ascending"))
-        if limit is not None and limit < len(rows):
-            places = pc.select_k_unstable(table, k=limit, sort_keys=keys) if limit else pa.array([], pa.int64())
-        else:
-            places = pc.sort_indices(table, sort_keys=keys)
-        rows = rows[places.to_numpy()]
-    elif limit is not None:
-        rows = rows[:limit]
-    return index.columns(names, rows)
+    if not keys or not len(rows):
+        return rows[:limit]
+    table = index.columns([name for name, _ in keys], rows).append_column(_ROW, pa.array(rows))
+    # The row as the last key: what ties comes in the order of writing.
+    keys.append((_ROW, "ascending"))
+    if limit is not None and limit < len(rows):
+        places = pc.select_k_unstable(table, k=limit, sort_keys=keys) if limit else pa.array([], pa.int64())
+    else:
+        places = pc.sort_indices(table, sort_keys=keys)
+    return rows[places.to_numpy()]

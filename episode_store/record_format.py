@@ -23,6 +23,7 @@ from episode_store.column_codecs import Codec, ImageEncoder
 from episode_store.episode import Episode, EpisodeMetadata
 from episode_store.errors import CorruptionError, EpisodeError
 from episode_store.spec import STORED_DTYPES, ArraySpec, FieldValues, Modality
+from episode_store.storage import Record
 from episode_store.task import TaskSpec
 
 ALIGNMENT = 64
@@ -247,7 +248,7 @@ def _columns_of(episode: Episode, task: TaskSpec) -> list[tuple[Group, str, Fiel
     return columns
 
 
-def parse_header(data: np.ndarray) -> RecordHeader:
+def parse_header(data: Record) -> RecordHeader:
     """Parses and checks the header at the start of `data`.
 
     Args:
@@ -271,7 +272,7 @@ def parse_header(data: np.ndarray) -> RecordHeader:
         task_length,
         num_columns,
         metadata_length,
-    ) = _FIXED.unpack_from(data.data)
+    ) = _FIXED.unpack_from(data[: _FIXED.size].data)
     if magic != RECORD_MAGIC:
         raise CorruptionError("no record starts here")
     if not _FIXED.size <= header_bytes <= min(record_bytes, MAX_HEADER_BYTES) or record_bytes > len(data):

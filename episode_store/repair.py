@@ -18,7 +18,7 @@ import google_crc32c
 import numpy as np
 import pyarrow as pa
 
-from episode_store import checked_json, command_line, layout, segment, versions
+from episode_store import checked_json, command_line, layout, segment, storage, versions
 from episode_store.errors import CorruptionError, StoreError
 from episode_store.files import sync_folder, write_bytes
 from episode_store.record_format import RECORD_MAGIC, RecordHeader, padding_of, parse_header
@@ -76,7 +76,7 @@ def repair(path: str | Path, *, dry_run: bool = False, progress: bool = False) -
     Raises:
       StoreError: the folder is not a store.
     """
-    path = Path(path)
+    path = storage.local(path)
     return _Repair(path, dry_run=dry_run).run(progress=progress)
 
 
@@ -185,7 +185,7 @@ class _Repair:
     def _quarantine(self) -> None:
         """Keeps the whole lines of a damaged table of refused episodes."""
         for file in sorted((self.path / layout.QUARANTINE_FOLDER).glob("*.jsonl")):
-            lines = [line + b"\n" for line in file.read_bytes().split(b"\n")[:-1]]
+            lines, _ = checked_json.split_lines(file.read_bytes())
             whole = [line for line in lines if checked_json.is_line(line)]
             if len(whole) < len(lines):
                 self._tell(f"{self._name(file)}: {len(lines) - len(whole)} damaged lines: set aside")

@@ -17,24 +17,24 @@ import dataclasses
 import errno
 import fcntl
 import io
-import mmap
 import os
 import re
 import secrets
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, overload
 
 import google_crc32c
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from episode_store import checked_json
+from episode_store import checked_json, storage
 from episode_store.errors import CorruptionError
 from episode_store.files import write_bytes
 from episode_store.record_format import ALIGNMENT, RecordHeader, parse_header
+from episode_store.storage import Data, Place, Record, StorePath
 
 FORMAT_VERSION = 1
 DATA_HEADER = b"EPISODE-SEGMENT\x00" + FORMAT_VERSION.to_bytes(4, "little") + bytes(ALIGNMENT - 20)
@@ -76,8 +76,8 @@ CODED_SCHEMA = pa.schema(
         for field in INDEX_SCHEMA
     ]
 )
-# Larger indexes are mapped instead of kept in memory; small ones would cost a file descriptor each.
-_MAPPED_INDEX_BYTES = 1 << 20
+_MAX_JOURNAL_BYTES = 1 << 30
+_MAX_FILE_BYTES = 1 << 62
 
 
 def new_segment_name() -> str:
@@ -86,43 +86,41 @@ def new_segment_name() -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class SegmentFiles:
+class SegmentFiles(Generic[Place]):
     """The paths of one segment's files."""
 
-    folder: Path
+    folder: Place
     name: str
 
     @property
-    def data(self) -> Path:
+    def data(self) -> Place:
         """Records."""
         return self.folder / f"{self.name}.data"
 
     @property
-    def journal(self) -> Path:
+    def journal(self) -> Place:
         """Index lines of a segment that is not sealed."""
         return self.folder / f"{self.name}.journal"
 
     @property
-    def index(self) -> Path:
+    def index(self) -> Place:
         """Index of a sealed segment."""
         return self.index_of(0)
 
-    def index_of(self, generation: int) -> Path:
+    def index_of(self, generation: int) -> Place:
         """Index of a sealed segment after so many repairs."""
         return self.folder / (f"{self.name}.r{generation}.parquet" if generation else f"{self.name}.parquet")
 
     @property
-    def seal(self) -> Path:
+    def seal(self) -> Place:
         """Written last: the segment is complete."""
         return self.folder / f"{self.name}.seal"
 
 
-def list_segments(store: Path) -> list[SegmentFiles]:
+def list_segments(store: Place) -> list[SegmentFiles[Place]]:
     """All segments of a store, oldest first."""
     folder = store / SEGMENT_FOLDER
-    if not folder.is_dir():
-        return []
-    names = {entry.name.split(".")[0] for entry in os.scandir(folder) if not entry.name.startswith(".")}
+    names = {name.split(".")[0] for name in storage.names(folder)}
     return [SegmentFiles(folder, name) for name in sorted(names) if SEGMENT_NAME.fullmatch(name)]
 
 
@@ -151,21 +149,24 @@ def index_row(header: RecordHeader, segment: str, offset: int) -> dict[str, Any]
     }
 
 
-def map_data(path: Path) -> np.ndarray:
-    """A segment's data file as read-only uint8 [n], memory-mapped.
+@overload
+def map_data(path: Path) -> np.ndarray: ...
+@overload
+def map_data(path: StorePath) -> Data: ...
+def map_data(path: StorePath) -> Data:
+    """A segment's data file, read-only; a local one memory-mapped as uint8 [n].
 
     Raises:
       CorruptionError: missing, empty or not a segment.
     """
     try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            data = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b""
+        data = storage.open_data(path)
+        header = data[: len(DATA_HEADER)].tobytes()
     except FileNotFoundError:
         raise CorruptionError(f"{path}: missing, the episodes in it are lost") from None
-    if data[: len(DATA_HEADER)] != DATA_HEADER:
+    if header != DATA_HEADER:
         raise CorruptionError(f"{path}: does not start with the header of a segment (format version {FORMAT_VERSION})")
-    return np.frombuffer(data, np.uint8)
+    return data
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -221,7 +222,7 @@ class SegmentIndex:
 class IndexFile:
     """The Parquet index of a sealed segment, its checksum compared already; decodes columns when asked."""
 
-    def __init__(self, path: Path, content: np.ndarray) -> None:
+    def __init__(self, path: StorePath, content: np.ndarray) -> None:
         """Reads the footer.
 
         Raises:
@@ -272,7 +273,7 @@ class IndexFile:
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except (pa.ArrowException, OSError, ValueError) as error:
+        except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
             raise CorruptionError(f"{self._path}: unexpected content: {error}") from None
 
 
@@ -284,7 +285,7 @@ def load_index(files: SegmentFiles) -> SegmentIndex:
     """
     for _ in range(3):
         # A writer may seal the segment between two looks: the seal appears before the journal goes.
-        if files.seal.exists():
+        with contextlib.suppress(FileNotFoundError):
             return _load_sealed(files)
         with contextlib.suppress(FileNotFoundError):
             return _load_journal(files)
@@ -305,9 +306,9 @@ def read_seal(files: SegmentFiles) -> dict[str, Any]:
         facts = {name: int(seal[name]) for name in ("num_episodes", "data_bytes", "index_bytes", "index_crc32c")}
         generation = int(seal.get("index_generation", 0))
         gaps = [(int(start), int(end)) for start, end in seal.get("gaps", [])]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CorruptionError(f"{files.seal}: lacks a fact: {error}") from None
-    if not 0 <= facts["num_episodes"] * ALIGNMENT <= facts["data_bytes"] or generation < 0:
+    if not 0 <= facts["num_episodes"] * ALIGNMENT <= facts["data_bytes"] <= _MAX_FILE_BYTES or generation < 0:
         raise CorruptionError(f"{files.seal}: {facts['num_episodes']} episodes in {facts['data_bytes']} bytes")
     return {**facts, "index_generation": generation, "gaps": gaps}
 
@@ -315,7 +316,7 @@ def read_seal(files: SegmentFiles) -> dict[str, Any]:
 def _load_sealed(files: SegmentFiles) -> SegmentIndex:
     seal = read_seal(files)
     path = files.index_of(seal["index_generation"])
-    content = _read_index(path, seal["index_bytes"])
+    content = storage.read_exactly(path, seal["index_bytes"])
     if google_crc32c.value(content) != seal["index_crc32c"]:
         raise CorruptionError(f"{path}: its checksum does not match: a byte was changed")
     source = IndexFile(path, content)
@@ -331,37 +332,20 @@ def _load_sealed(files: SegmentFiles) -> SegmentIndex:
     )
 
 
-def _read_index(path: Path, expected: int) -> np.ndarray:
-    """The bytes of an index file, uint8 [expected]; they stay readable when the file goes."""
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size != expected:
-                raise CorruptionError(f"{path}: {size} bytes, expected {expected}")
-            if size >= _MAPPED_INDEX_BYTES:
-                return np.frombuffer(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), np.uint8)
-            return np.frombuffer(file.read(), np.uint8)
-    except FileNotFoundError:
-        raise CorruptionError(f"{path}: missing") from None
-
-
 def _load_journal(files: SegmentFiles) -> SegmentIndex:
     # The lock is looked at before the content: a writer that ended in between wrote all it was going to.
-    with open(files.journal, "rb") as file:
-        alive = not _try_lock(file.fileno(), fcntl.LOCK_SH)
-        return _parse_journal(files, file.read(), alive=alive)
+    alive = is_alive(files)
+    return _parse_journal(files, storage.read_bytes(files.journal, _MAX_JOURNAL_BYTES), alive=alive)
 
 
 def _parse_journal(files: SegmentFiles, content: bytes, *, alive: bool) -> SegmentIndex:
-    complete, newline, tail = content.rpartition(b"\n")
+    lines, tail = checked_json.split_lines(content)
     rows = [
-        checked_json.decode_line(line + b"\n", where=f"{files.journal} line {number}")
-        for number, line in enumerate(complete.split(b"\n") if newline else [], start=1)
+        checked_json.decode_line(line, where=f"{files.journal} line {number}")
+        for number, line in enumerate(lines, start=1)
     ]
     notes = []
     if tail and not alive:
-        if checked_json.is_line(tail[:-1] + b"\n"):
-            raise CorruptionError(f"{files.journal}: its last byte was changed")
         notes.append(f"a journal line cut short after {len(tail)} bytes")
     end = len(DATA_HEADER)
     for row in rows:
@@ -370,6 +354,8 @@ def _parse_journal(files: SegmentFiles, content: bytes, *, alive: bool) -> Segme
             end = max(end, int(row["offset"]) + int(row["record_bytes"]))
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptionError(f"{files.journal}: lacks a fact: {error}") from None
+    if end > _MAX_FILE_BYTES:
+        raise CorruptionError(f"{files.journal}: names byte {end} of its data file")
     if not alive:
         adopted, end, note = _adopt_records(files, end)
         rows += adopted
@@ -378,6 +364,9 @@ def _parse_journal(files: SegmentFiles, content: bytes, *, alive: bool) -> Segme
         table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise CorruptionError(f"{files.journal}: unexpected facts: {error}") from None
+    for field in INDEX_SCHEMA:
+        if not field.nullable and table[field.name].null_count:
+            raise CorruptionError(f"{files.journal}: {field.name} is missing in a line")
     index = SegmentIndex(
         files=files, source=table, num_rows=len(table), data_bytes=end, sealed=False, alive=alive, notes=notes
     )
@@ -407,7 +396,7 @@ def _adopt_records(files: SegmentFiles, end: int) -> tuple[list[dict[str, Any]],
     return rows, end, notes
 
 
-def check_blocks(record: np.ndarray, header: RecordHeader) -> None:
+def check_blocks(record: Record, header: RecordHeader) -> None:
     """Compares the checksum of every block of a record.
 
     Raises:
@@ -520,7 +509,10 @@ def create_journal(files: SegmentFiles) -> int:
 
 
 def is_alive(files: SegmentFiles) -> bool:
-    """Whether a writer holds the segment's journal."""
+    """Whether a writer holds the segment's journal. From afar no lock is seen: then taken to be so, since the whole
+    lines of a living writer's journal, which count, have every episode that was acknowledged."""
+    if not isinstance(files.journal, Path):
+        return True
     try:
         with open(files.journal, "rb") as file:
             return not _try_lock(file.fileno(), fcntl.LOCK_SH)

@@ -6,9 +6,7 @@ import collections
 import dataclasses
 import fnmatch
 import logging
-import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -17,15 +15,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from episode_store import checked_json, column_codecs, layout, query, segment, versions
+from episode_store import checked_json, column_codecs, layout, query, segment, storage, versions
 from episode_store.column_codecs import BlockDecoder, Codec
 from episode_store.episode import Episode, EpisodeMetadata
 from episode_store.episode_ids import parse_ids
 from episode_store.episode_index import EpisodeIndex
-from episode_store.errors import CorruptionError, StoreError
+from episode_store.errors import CorruptionError, RemoteError, StoreError
 from episode_store.record_format import Column, Group, RecordHeader, check_columns, expected_columns, parse_header
 from episode_store.segment import INDEX_SCHEMA, SegmentIndex
 from episode_store.spec import FieldValues
+from episode_store.storage import Data, Record, StorePath
 from episode_store.task import TaskSpec
 
 _LOGGER = logging.getLogger("episode_store")
@@ -77,7 +76,7 @@ class EpisodeStore:
     sees the same episodes.
 
     Attributes:
-      path: the folder.
+      path: the folder, or where a URL leads.
       tasks: task id -> spec.
       damage: what was left out under `damaged="skip"`, one sentence each.
       view: which version is shown, and what it leaves out.
@@ -85,7 +84,7 @@ class EpisodeStore:
 
     def __init__(
         self,
-        path: Path,
+        path: StorePath,
         *,
         damaged: Literal["raise", "skip"],
         version: int | str | None = None,
@@ -102,7 +101,7 @@ class EpisodeStore:
         self._segments = {index.files.name: index for index in self._index.segments}
         self._table: pa.Table | None = None
         self._rows: dict[str, int] = {}
-        self._maps: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
+        self._maps: collections.OrderedDict[str, Data] = collections.OrderedDict()
         self._headers: collections.OrderedDict[int, RecordHeader] = collections.OrderedDict()
         self._decoder = BlockDecoder()
 
@@ -175,7 +174,7 @@ class EpisodeStore:
     @classmethod
     def open(
         cls,
-        path: str | Path,
+        path: str | StorePath,
         *,
         version: int | str | None = None,
         damaged: Literal["raise", "skip"] = "raise",
@@ -183,7 +182,7 @@ class EpisodeStore:
         """Opens a store for reading.
 
         Args:
-          path: the folder.
+          path: the folder, or a URL that fsspec opens ("http://...", "s3://bucket/store"), see docs/store.md.
           version: the number of an older version, or the name of one that `split` or `filter` made; by default the
             newest, to which writers add.
           damaged: "raise" refuses a store with a damaged index or task file; "skip" leaves out what it says, logs it
@@ -191,13 +190,14 @@ class EpisodeStore:
 
         Raises:
           StoreError: missing, not a store, or of a newer format.
+          RemoteError: the place behind the URL cannot be reached.
           CorruptionError: an index or a task is damaged.
         """
-        return cls(Path(path), version=version, damaged=damaged)
+        return cls(storage.locate(path), version=version, damaged=damaged)
 
     def __reduce__(self) -> tuple[Any, ...]:
         extent = {name: index.num_rows for name, index in self._segments.items()}
-        return _reopen, (str(self.path), self._damaged, self.view.number, extent)
+        return _reopen, (self.path, self._damaged, self.view.number, extent)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -281,11 +281,15 @@ class EpisodeStore:
         """
         row, header, record = self._record(episode_id)
         try:
-            return self._read_columns(record, header)
-        except CorruptionError as error:
-            raise CorruptionError(f"{self._where(row)}: {error}") from None
+            return self._read_columns(storage.fetch(record), header)
+        except (CorruptionError, RemoteError) as error:
+            raise type(error)(f"{self._where(row)}: {error}") from None
 
-    def read_record(self, record: np.ndarray, header: RecordHeader) -> Episode:
+    def unmap(self) -> None:
+        """Lets go of mapped files, so that a process's memory does not grow with what it has read; views stay valid."""
+        self._maps.clear()
+
+    def read_record(self, record: Record, header: RecordHeader) -> Episode:
         """The episode of a record that was found without the index; for `verify`.
 
         Args:
@@ -298,7 +302,7 @@ class EpisodeStore:
         self._check_header(header)
         return self._read_columns(record, header)
 
-    def _read_columns(self, record: np.ndarray, header: RecordHeader) -> Episode:
+    def _read_columns(self, record: Record, header: RecordHeader) -> Episode:
         groups: dict[Group, dict[str, Any]] = {group: {} for group in Group}
         for column in header.columns:
             groups[column.group][column.name] = self._read_column(record, column, 0, column.num_rows)
@@ -341,12 +345,14 @@ class EpisodeStore:
                 raise StoreError(f"episode {episode_id}: no column {name!r}{layout.near(name, paths)}")
         groups: dict[Group, dict[str, Any]] = {group: {} for group in Group}
         try:
+            if not isinstance(record, np.ndarray):
+                record = storage.fetch(record, _ranges(header, wanted, start, length))
             for column in header.columns:
                 if wanted is None or column.path in wanted:
                     rows = length + (column.group == Group.OBSERVATION)
                     groups[column.group][column.name] = self._read_column(record, column, start, rows)
-        except CorruptionError as error:
-            raise CorruptionError(f"{self._where(row)}: {error}") from None
+        except (CorruptionError, RemoteError) as error:
+            raise type(error)(f"{self._where(row)}: {error}") from None
         at_end = start + length == header.num_steps
         return EpisodeWindow(
             task_id=header.task_id,
@@ -365,6 +371,23 @@ class EpisodeStore:
         """Where an episode comes from, without reading its columns."""
         return self._record(episode_id)[1].metadata
 
+    def columns(self, episode_id: str) -> Sequence[Column]:
+        """What an episode's columns are called, their dtypes and shapes, without reading them.
+
+        Raises:
+          StoreError: the store has no such episode.
+          CorruptionError: the record's header does not match its checksum.
+        """
+        return self._record(episode_id)[1].columns
+
+    def facts(self, episode_id: str) -> dict[str, Any]:
+        """The episode's row of the table, without reading its record.
+
+        Raises:
+          StoreError: the store has no such episode.
+        """
+        return self._index.columns(INDEX_SCHEMA.names, np.array([self._row(episode_id)])).to_pylist()[0]
+
     def find_episode(self, beginning: str) -> str:
         """The one id that begins so.
 
@@ -381,10 +404,10 @@ class EpisodeStore:
     def quarantine(self) -> pa.Table:
         """Episodes that writers refused under `on_invalid="quarantine"`, with the reason of each."""
         rows = []
-        for file in sorted((self.path / layout.QUARANTINE_FOLDER).glob("*.jsonl")):
-            complete, newline, _ = file.read_bytes().rpartition(b"\n")
-            for number, line in enumerate(complete.split(b"\n") if newline else [], start=1):
-                rows.append(checked_json.decode_line(line + b"\n", where=f"{file} line {number}"))
+        for file in layout.quarantine_files(self.path):
+            lines, _ = checked_json.split_lines(storage.read_bytes(file, layout.MAX_QUARANTINE_BYTES))
+            for number, line in enumerate(lines, start=1):
+                rows.append(checked_json.decode_line(line, where=f"{file} line {number}"))
         try:
             return pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA)
         except (pa.ArrowException, TypeError) as error:
@@ -422,7 +445,7 @@ class EpisodeStore:
         task_id = self._index.columns(["task_id"], np.array([row]))["task_id"][0].as_py()
         return f"episode {self._index.id_of(row)} of {task_id} in {index.files.data}"
 
-    def _record(self, episode_id: str) -> tuple[int, RecordHeader, np.ndarray]:
+    def _record(self, episode_id: str) -> tuple[int, RecordHeader, Record]:
         """Row, header and bytes of an episode."""
         row = self._row(episode_id)
         index, offset, size = self._index.place(row)
@@ -450,7 +473,7 @@ class EpisodeStore:
             self._rows[episode_id] = row
         return row
 
-    def _map(self, row: int, index: SegmentIndex) -> np.ndarray:
+    def _map(self, row: int, index: SegmentIndex) -> Data:
         try:
             data = segment.map_data(index.files.data)
         except CorruptionError as error:
@@ -460,12 +483,14 @@ class EpisodeStore:
                     "opened; open it again"
                 ) from None
             raise CorruptionError(f"{self._where(row)}: {error}") from None
+        except RemoteError as error:
+            raise RemoteError(f"{self._where(row)}: {error}") from None
         self._maps[index.files.name] = data
         if len(self._maps) > _MAPPED_FILES:
             self._maps.popitem(last=False)
         return data
 
-    def _parse(self, row: int, record: np.ndarray, size: int) -> RecordHeader:
+    def _parse(self, row: int, record: Record, size: int) -> RecordHeader:
         try:
             if len(record) < size:
                 raise CorruptionError(f"the file is cut short, {len(record)} of {size} bytes are left")
@@ -473,8 +498,8 @@ class EpisodeStore:
             if header.episode_id != self._index.id_of(row) or header.record_bytes != size:
                 raise CorruptionError(f"the record there is of episode {header.episode_id}")
             self._check_header(header)
-        except CorruptionError as error:
-            raise CorruptionError(f"{self._where(row)}: {error}") from None
+        except (CorruptionError, RemoteError) as error:
+            raise type(error)(f"{self._where(row)}: {error}") from None
         return header
 
     def _check_header(self, header: RecordHeader) -> None:
@@ -483,7 +508,7 @@ class EpisodeStore:
             raise CorruptionError(f"the store lacks its task {layout.shorten(header.task_id)!r}")
         check_columns(header, expected)
 
-    def _read_column(self, record: np.ndarray, column: Column, start: int, rows: int) -> FieldValues:
+    def _read_column(self, record: Record, column: Column, start: int, rows: int) -> FieldValues:
         """Rows [start, start + rows) of a column, their blocks' checksums compared."""
         try:
             if column.codec in column_codecs.TEXT_CODECS:
@@ -494,7 +519,7 @@ class EpisodeStore:
         except CorruptionError as error:
             raise CorruptionError(f"{column.path}: {error}") from None
 
-    def _read_blocks(self, record: np.ndarray, column: Column, start: int, rows: int) -> np.ndarray:
+    def _read_blocks(self, record: Record, column: Column, start: int, rows: int) -> np.ndarray:
         out = np.empty((rows, *column.shape), np.dtype(column.dtype))
         for first, block_rows, stored in _stored_blocks(record, column, start, rows):
             low, high = max(start, first), min(start + rows, first + block_rows)
@@ -502,7 +527,7 @@ class EpisodeStore:
             self._decoder.decode_rows(column.codec, stored, part, low - first, block_rows)
         return out
 
-    def _read_texts(self, record: np.ndarray, column: Column, start: int, rows: int) -> list[str]:
+    def _read_texts(self, record: Record, column: Column, start: int, rows: int) -> list[str]:
         texts: list[str] = []
         for first, block_rows, stored in _stored_blocks(record, column, start, rows):
             block = self._decoder.decode_texts(column.codec, stored, block_rows)
@@ -510,7 +535,19 @@ class EpisodeStore:
         return texts
 
 
-def _stored_blocks(record: np.ndarray, column: Column, start: int, rows: int) -> list[tuple[int, int, np.ndarray]]:
+def _ranges(header: RecordHeader, wanted: Collection[str] | None, start: int, length: int) -> list[tuple[int, int]]:
+    """The bytes of a record that a window needs: the blocks that hold its rows."""
+    ranges = []
+    for column in header.columns:
+        if column.num_rows and (wanted is None or column.path in wanted):
+            last = (start + length + (column.group == Group.OBSERVATION) - 1) // column.block_rows
+            sizes, first = column.blocks[::2], start // column.block_rows
+            begin = column.offset + sum(sizes[:first])
+            ranges.append((begin, begin + sum(sizes[first : last + 1])))
+    return ranges
+
+
+def _stored_blocks(record: Record, column: Column, start: int, rows: int) -> list[tuple[int, int, np.ndarray]]:
     """First row, number of rows and checked bytes of each block that holds any of rows [start, start + rows)."""
     result = []
     first_block, last_block = start // column.block_rows, (start + rows - 1) // column.block_rows
@@ -526,7 +563,7 @@ def _stored_blocks(record: np.ndarray, column: Column, start: int, rows: int) ->
     return result
 
 
-def _read_raw(record: np.ndarray, column: Column, start: int, rows: int) -> np.ndarray:
+def _read_raw(record: Record, column: Column, start: int, rows: int) -> np.ndarray:
     """A read-only view of the rows of a RAW column."""
     dtype = np.dtype(column.dtype)
     row_bytes = column_codecs.row_bytes(column.shape, dtype)
@@ -544,10 +581,7 @@ def _read_raw(record: np.ndarray, column: Column, start: int, rows: int) -> np.n
     return record[position : position + rows * row_bytes].view(dtype).reshape(rows, *column.shape)
 
 
-def _reopen(path: str, damaged: Literal["raise", "skip"], version: int, extent: Mapping[str, int]) -> EpisodeStore:
-    return EpisodeStore(Path(path), damaged=damaged, version=version, extent=extent)
-
-
-def file_sizes(path: Path) -> int:
-    """Bytes of all files of a store."""
-    return sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file() and not os.path.islink(entry))
+def _reopen(
+    path: StorePath, damaged: Literal["raise", "skip"], version: int, extent: Mapping[str, int]
+) -> EpisodeStore:
+    return EpisodeStore(path, damaged=damaged, version=version, extent=extent)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from episode_store import checked_json, command_line, layout, segment, versions
+from episode_store import checked_json, command_line, layout, segment, storage, versions
 from episode_store.errors import CorruptionError, EpisodeError, StoreError
 from episode_store.record_format import padding_of, parse_header
 from episode_store.segment import DATA_HEADER, SegmentIndex
+from episode_store.storage import Data, StorePath
 from episode_store.store import EpisodeStore
 
 
@@ -53,18 +53,18 @@ class VerifyReport:
         return {**dataclasses.asdict(self), "ok": not self.damages}
 
 
-def verify_store(path: str | Path, tasks: Sequence[str] | None = None, *, progress: bool = False) -> VerifyReport:
+def verify_store(path: str | StorePath, tasks: Sequence[str] | None = None, *, progress: bool = False) -> VerifyReport:
     """Checks a whole store.
 
     Args:
-      path: the store's folder.
+      path: the store's folder, or a URL.
       tasks: patterns of task ids whose episodes are read; all by default. Indexes are always checked.
       progress: show a progress bar.
 
     Raises:
       StoreError: the folder is not a store, or no task matches.
     """
-    path = Path(path)
+    path = storage.locate(path)
     report = VerifyReport()
     try:
         layout.check_store(path)
@@ -86,27 +86,33 @@ def verify_store(path: str | Path, tasks: Sequence[str] | None = None, *, progre
                 bar.update()
     if bar is not None:
         bar.close()
-    report.num_files = sum(1 for file in path.rglob("*") if file.is_file())
+    folders = (layout.TASK_FOLDER, segment.SEGMENT_FOLDER, versions.VERSION_FOLDER)
+    report.num_files = 1 + sum(len(storage.names(path / folder)) for folder in folders)
+    report.num_files += len(layout.quarantine_files(path))
     return report
 
 
-def _verify_tasks(path: Path, report: VerifyReport) -> None:
+def _verify_tasks(path: StorePath, report: VerifyReport) -> None:
     for file in layout.task_files(path):
         try:
             layout.read_task(file)
         except CorruptionError as error:
-            report.damages.append(Damage(file=str(file.relative_to(path)), problem=_without_path(error, path)))
+            name = f"{layout.TASK_FOLDER}/{file.name}"
+            report.damages.append(Damage(file=name, problem=_without_path(error, path)))
 
 
-def _verify_quarantine(path: Path, report: VerifyReport) -> None:
-    for file in sorted((path / layout.QUARANTINE_FOLDER).glob("*.jsonl")):
-        name = str(file.relative_to(path))
-        for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], start=1):
-            if not checked_json.is_line(line + b"\n"):
+def _verify_quarantine(path: StorePath, report: VerifyReport) -> None:
+    for file in layout.quarantine_files(path):
+        name = f"{layout.QUARANTINE_FOLDER}/{file.name}"
+        lines, torn = checked_json.split_lines(storage.read_bytes(file, layout.MAX_QUARANTINE_BYTES))
+        if torn:
+            report.notes.append(f"{name}: a line cut short after {len(torn)} bytes, by a writer that was killed")
+        for number, line in enumerate(lines, start=1):
+            if not checked_json.is_line(line):
                 report.damages.append(Damage(file=name, problem=f"line {number}: its checksum does not match"))
 
 
-def _verify_versions(path: Path, report: VerifyReport) -> frozenset[str]:
+def _verify_versions(path: StorePath, report: VerifyReport) -> frozenset[str]:
     """Checks every version; returns the segments that the newest one hides."""
     hidden: frozenset[str] = frozenset()
     oldest = 0
@@ -129,7 +135,7 @@ def _verify_versions(path: Path, report: VerifyReport) -> frozenset[str]:
     return hidden
 
 
-def _verify_index(path: Path, files: segment.SegmentFiles, report: VerifyReport) -> SegmentIndex | None:
+def _verify_index(path: StorePath, files: segment.SegmentFiles, report: VerifyReport) -> SegmentIndex | None:
     try:
         index = segment.load_index(files)
     except CorruptionError as error:
@@ -152,9 +158,10 @@ def _verify_segment(
     except CorruptionError as error:
         report.damages.append(Damage(file=name, problem=_without_path(error, store.path)))
         data = np.zeros(0, np.uint8)
-    if index.sealed and len(data) and len(data) != index.data_bytes:
-        report.damages.append(Damage(file=name, problem=f"{len(data)} bytes, expected {index.data_bytes}"))
-    report.num_bytes += len(data)
+    size = len(data)
+    if index.sealed and size and size != index.data_bytes:
+        report.damages.append(Damage(file=name, problem=f"{size} bytes, expected {index.data_bytes}"))
+    report.num_bytes += size
     end = len(DATA_HEADER)
     gaps = dict(index.gaps)
     for row in index.table.to_pylist():
@@ -182,9 +189,9 @@ def _verify_segment(
         report.damages.append(Damage(file=name, problem=problem))
 
 
-def _verify_episode(store: EpisodeStore, data: np.ndarray, row: dict[str, Any]) -> None:
+def _verify_episode(store: EpisodeStore, data: Data, row: dict[str, Any]) -> None:
     """Checks one record: checksums, padding, index row, the task's contract, and both hashes over what was read."""
-    record = data[row["offset"] : row["offset"] + row["record_bytes"]]
+    record = storage.fetch(data[row["offset"] : row["offset"] + row["record_bytes"]])
     if len(record) < row["record_bytes"]:
         raise CorruptionError(f"the file is cut short, {len(record)} of the record's {row['record_bytes']} bytes left")
     header = parse_header(record)
@@ -204,5 +211,5 @@ def _verify_episode(store: EpisodeStore, data: np.ndarray, row: dict[str, Any]) 
     json.loads(header.metadata_json)
 
 
-def _without_path(error: Exception, path: Path) -> str:
+def _without_path(error: Exception, path: StorePath) -> str:
     return str(error).replace(f"{path}/", "")

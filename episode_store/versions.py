@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import datetime
 import io
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,10 +25,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from episode_store import checked_json, layout
+from episode_store import checked_json, layout, storage
 from episode_store.errors import CorruptionError, StoreError, UserError
 from episode_store.files import hold, write_bytes
 from episode_store.segment import FORMAT_VERSION, SEGMENT_NAME
+from episode_store.storage import Place, StorePath
 
 VERSION_FOLDER = "versions"
 _FILE = re.compile(r"([0-9]{6,9})\.seal")
@@ -101,36 +101,32 @@ class View:
     extent: Mapping[str, int] | None
 
 
-def seal_path(path: Path, number: int) -> Path:
+def seal_path(path: Place, number: int) -> Place:
     """The seal of a version."""
     return path / VERSION_FOLDER / f"{number:06d}.seal"
 
 
-def excluded_path(path: Path, number: int) -> Path:
+def excluded_path(path: Place, number: int) -> Place:
     """What a version leaves out."""
     return path / VERSION_FOLDER / f"{number:06d}.parquet"
 
 
-def numbers(path: Path) -> list[int]:
+def numbers(path: StorePath) -> list[int]:
     """The numbers of all versions, ascending."""
-    try:
-        names = os.listdir(path / VERSION_FOLDER)
-    except FileNotFoundError:
-        return []
+    names = storage.names(path / VERSION_FOLDER)
     return sorted(int(match[1]) for match in map(_FILE.fullmatch, names) if match)
 
 
-def unsealed(path: Path, oldest: int = 0) -> list[Path]:
+def unsealed(path: Place, oldest: int = 0) -> list[Place]:
     """Files of versions, from `oldest` on, that have no seal: never finished, or the seal was lost."""
-    files = sorted((path / VERSION_FOLDER).glob("[0-9]*.parquet"))
-    return [
-        file
-        for file in files
-        if file.stem.isdecimal() and int(file.stem) >= oldest and not seal_path(path, int(file.stem)).exists()
-    ]
+    names = storage.names(path / VERSION_FOLDER)
+    sealed = {int(match[1]) for match in map(_FILE.fullmatch, names) if match}
+    stems = [name.removesuffix(".parquet") for name in names if name.endswith(".parquet")]
+    wanted = {int(stem) for stem in stems if stem.isdecimal()} - sealed
+    return [excluded_path(path, number) for number in sorted(wanted) if number >= oldest]
 
 
-def read_version(path: Path, number: int) -> Version:
+def read_version(path: StorePath, number: int) -> Version:
     """A version's seal.
 
     Raises:
@@ -159,24 +155,20 @@ def read_version(path: Path, number: int) -> Version:
         raise CorruptionError(f"{file}: lacks a fact: {error}") from None
 
 
-def read_excluded(path: Path, version: Version) -> dict[str, np.ndarray]:
+def read_excluded(path: StorePath, version: Version) -> dict[str, np.ndarray]:
     """What a version leaves out.
 
     Raises:
       CorruptionError: damaged or missing.
     """
     file = excluded_path(path, version.number)
-    try:
-        size = file.stat().st_size
-    except FileNotFoundError:
-        raise CorruptionError(f"{file}: missing") from None
-    if size != version.index_bytes:
-        raise CorruptionError(f"{file}: {size} bytes, expected {version.index_bytes}")
-    content = file.read_bytes()
+    content = storage.read_exactly(file, version.index_bytes)
     if google_crc32c.value(content) != version.index_crc32c:
         raise CorruptionError(f"{file}: its checksum does not match: a byte was changed")
     try:
-        source = pq.ParquetFile(io.BytesIO(content), read_dictionary=["segment"], page_checksum_verification=True)
+        source = pq.ParquetFile(
+            pa.BufferReader(pa.py_buffer(content)), read_dictionary=["segment"], page_checksum_verification=True
+        )
         if not source.metadata.num_rows == version.num_excluded <= _MAX_EXCLUDED:
             raise CorruptionError(f"{file}: {source.metadata.num_rows} rows, expected {version.num_excluded}")
         table = source.read(use_threads=False)
@@ -187,7 +179,7 @@ def read_excluded(path: Path, version: Version) -> dict[str, np.ndarray]:
         raise CorruptionError(f"{file}: unexpected content: {error}") from None
 
 
-def read_versions(path: Path) -> list[Version]:
+def read_versions(path: StorePath) -> list[Version]:
     """All versions that can be opened, oldest first, without version 0.
 
     Raises:
@@ -207,7 +199,7 @@ def head_of(found: Sequence[Version]) -> Version | None:
     return line[-1] if line else None
 
 
-def resolve(path: Path, wanted: int | str | None) -> View:
+def resolve(path: StorePath, wanted: int | str | None) -> View:
     """What a version shows.
 
     Args:
@@ -249,7 +241,7 @@ def resolve(path: Path, wanted: int | str | None) -> View:
     raise StoreError(f"store {path}: no version {wanted}; there are {known}")
 
 
-def _view(path: Path, version: Version, latest: int, extent: Mapping[str, int] | None) -> View:
+def _view(path: StorePath, version: Version, latest: int, extent: Mapping[str, int] | None) -> View:
     return View(
         number=version.number,
         latest=latest,

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from episode_store import checked_json, layout, segment
+from episode_store import checked_json, layout, segment, storage
 from episode_store.episode import Episode
 from episode_store.episode_ids import IdSet
 from episode_store.errors import CorruptionError, EpisodeError, StoreError
@@ -58,7 +58,7 @@ class EpisodeWriter:
     ) -> None:
         if on_invalid not in ("raise", "quarantine"):
             raise ValueError(f"on_invalid: expected 'raise' or 'quarantine', got {on_invalid!r}")
-        self._path = Path(path)
+        self._path = storage.local(path)
         self._on_invalid = on_invalid
         self._sync = sync
         self._encoder = RecordEncoder()

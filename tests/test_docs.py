@@ -80,7 +80,11 @@ def parse(package: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> ar
 
 def check_verb(package: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     namespace = parse(package, words, monkeypatch)
-    assert not getattr(namespace, "beam_flags", [])
+    if flags := getattr(namespace, "beam_flags", []):
+        from apache_beam.options.pipeline_options import PipelineOptions
+
+        names = {flag.removeprefix("--").partition("=")[0] for flag in flags}
+        assert names <= set(PipelineOptions().get_all_options())
     if package == "collectors" and namespace.tasks:
         from collectors import registry
 

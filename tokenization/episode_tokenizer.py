@@ -138,8 +138,8 @@ class EpisodeTokenizer:
 
     def _observation_parts(
         self, fields: Mapping[str, FieldValues], num_steps: int, where: str
-    ) -> tuple[list[_Part], np.ndarray, np.ndarray]:
-        """The observation and the separator as parts; text tokens of each step [S]; patches [S, P, 16, 16, 3]."""
+    ) -> tuple[list[_Part], np.ndarray, list[np.ndarray]]:
+        """The observation and the separator as parts; text tokens of each step [S]; the images."""
         where = f"{where}: observations"
         parts: list[_Part] = []
         num_text = np.zeros(num_steps, np.int64)
@@ -150,10 +150,9 @@ class EpisodeTokenizer:
         frames = []
         for key, _ in self.layout.observation_images:
             spec = self.task.observation_spec[key]
-            frames.append(image_patches.patchify(_steps(_field(fields, key, where), spec, num_steps, f"{where}/{key}")))
+            frames.append(_steps(_field(fields, key, where), spec, num_steps, f"{where}/{key}"))
         if frames:
             parts.append(np.full((num_steps, self.layout.num_patches), PATCH_PLACEHOLDER, TOKEN_DTYPE))
-        patches = np.concatenate(frames, axis=1) if len(frames) > 1 else frames[0] if frames else _NO_FRAMES
         for key in self.layout.observation_tensors:
             spec = self.task.observation_spec[key]
             field_where = f"{where}/{key}"
@@ -164,7 +163,7 @@ class EpisodeTokenizer:
                 ids = bins.companded_to_ids(values, where=field_where)
             parts.append(ids.reshape(num_steps, spec.size))
         parts.append(np.full((num_steps, 1), SEPARATOR, TOKEN_DTYPE))
-        return parts, num_text, patches
+        return parts, num_text, frames
 
     def _action_parts(self, fields: Mapping[str, FieldValues], num_steps: int, where: str) -> list[_Part]:
         where = f"{where}: actions"
@@ -196,7 +195,7 @@ class EpisodeTokenizer:
         parts: list[_Part],
         num_steps: int,
         num_text: np.ndarray,
-        frames: np.ndarray,
+        frames: list[np.ndarray],
         exploratory: np.ndarray | None,
         **facts: Any,
     ) -> TokenSequence:
@@ -225,8 +224,6 @@ class _Ragged:
 
 # The tokens of one field over time: uint16 [S, width], or text.
 _Part = np.ndarray | _Ragged
-
-_NO_FRAMES = np.empty((0, 0, *image_patches.PATCH_SHAPE), np.uint8)
 
 
 def _join(parts: Sequence[_Part], num_steps: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,8 @@ no multiple of 16 are padded with zeros at the bottom and at the right; one chan
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from episode_store.errors import UserError
@@ -32,6 +34,15 @@ def check_image_shape(shape: tuple[int, ...], *, where: str) -> None:
 
 def patchify(images: np.ndarray) -> np.ndarray:
     """Images uint8 [S, height, width, 1 or 3] -> patches uint8 [S, rows * columns, 16, 16, 3] in raster order."""
+    lines = _lines(images)
+    num_steps, height, columns = lines.shape
+    rows = height // PATCH_SIZE
+    grid = lines.reshape(num_steps, rows, PATCH_SIZE, columns).transpose(0, 1, 3, 2)
+    return np.ascontiguousarray(grid).view(np.uint8).reshape(num_steps, rows * columns, *PATCH_SHAPE)
+
+
+def _lines(images: np.ndarray) -> np.ndarray:
+    """Padded images as lines of patches: [S, 16 * rows, columns] of 48 bytes."""
     if images.dtype != np.uint8 or images.ndim != 4:
         raise UserError(f"images: expected uint8 [steps, height, width, channels], got {images.dtype} {images.shape}")
     check_image_shape(images.shape[1:], where="images")
@@ -42,9 +53,9 @@ def patchify(images: np.ndarray) -> np.ndarray:
     pad = (rows * PATCH_SIZE - height, columns * PATCH_SIZE - width)
     if any(pad):
         images = np.pad(images, ((0, 0), (0, pad[0]), (0, pad[1]), (0, 0)))
-    lines = np.ascontiguousarray(images).reshape(num_steps, rows * columns * PATCH_BYTES).view(_ROW_OF_PATCH)
-    grid = lines.reshape(num_steps, rows, PATCH_SIZE, columns).transpose(0, 1, 3, 2)
-    return np.ascontiguousarray(grid).view(np.uint8).reshape(num_steps, rows * columns, *PATCH_SHAPE)
+    return (
+        np.ascontiguousarray(images).reshape(num_steps, rows * PATCH_SIZE, columns * PATCH_SIZE * 3).view(_ROW_OF_PATCH)
+    )
 
 
 def unpatchify(patches: np.ndarray, *, height: int, width: int) -> np.ndarray:
@@ -103,21 +114,48 @@ def unique_patches(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return patches.reshape(-1, *PATCH_SHAPE)[first], index.astype(np.int32)
 
 
-def unique_patches_of_frames(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """As `unique_patches` for patches of successive timesteps, uint8 [S, P, 16, 16, 3]: uint8 [U, ...], int32 [S, P].
+def unique_patches_of_frames(cameras: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """As `unique_patches` of the patches of successive timesteps: uint8 [U, 16, 16, 3], int32 [S, P].
 
-    Most patches equal their predecessor in time; comparing with it is much cheaper than hashing.
+    Most patches equal their predecessor in time. Comparing with it is much cheaper than hashing, and only those that
+    changed are ever cut out of their frames.
+
+    Args:
+      cameras: images uint8 [S, height, width, 1 or 3], for example of one camera or of several. The P patches of a
+        timestep are those of the first, then those of the next.
     """
-    num_steps, per_step = frames.shape[:2]
-    words = frames.reshape(num_steps, per_step, PATCH_BYTES).view(np.uint64)
-    changed = np.ones((num_steps, per_step), np.bool_)
-    for step in range(1, num_steps):
-        np.not_equal(words[step], words[step - 1]).any(axis=1, out=changed[step])
-    unique, index = unique_patches(frames[changed])
+    grids = [_lines(images) for images in cameras]
+    changed = np.concatenate([_changed(lines) for lines in grids], axis=1)
+    num_steps = len(changed)
+    patches = np.empty((np.count_nonzero(changed), PATCH_SIZE), _ROW_OF_PATCH)
+    steps, places = np.nonzero(changed)
+    first = 0
+    for lines in grids:
+        columns = lines.shape[2]
+        grid = lines.reshape(num_steps, -1, PATCH_SIZE, columns)
+        last = first + grid.shape[1] * columns
+        (mine,) = np.nonzero((places >= first) & (places < last))
+        row, column = np.divmod(places[mine] - first, columns)
+        patches[mine] = grid[steps[mine], row, :, column]
+        first = last
+    unique, index = unique_patches(patches.view(np.uint8).reshape(-1, *PATCH_SHAPE))
     # The last step at which each patch changed, as a place in `index`.
     place = np.cumsum(changed.reshape(-1)).reshape(changed.shape) - 1
     last_change = np.maximum.accumulate(np.where(changed, np.arange(num_steps)[:, None], 0), axis=0)
     return unique, index[np.take_along_axis(place, last_change, axis=0)]
+
+
+def _changed(lines: np.ndarray) -> np.ndarray:
+    """Whether each patch differs from the one before it in time: bool [S, rows * columns]; True at the first step."""
+    num_steps, height, columns = lines.shape
+    rows = height // PATCH_SIZE
+    words = lines.view(np.uint64).reshape(num_steps, rows, PATCH_SIZE, -1)
+    changed = np.ones((num_steps, rows, columns), np.bool_)
+    differs = np.empty(words.shape[1:], np.bool_)
+    for step in range(1, num_steps):
+        np.not_equal(words[step], words[step - 1], out=differs)
+        differs.any(axis=1).reshape(rows, columns, -1).any(axis=2, out=changed[step])
+    return changed.reshape(num_steps, -1)
 
 
 def _unique_in_order(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

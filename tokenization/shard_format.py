@@ -6,23 +6,25 @@ A pack is a mapping from a member's name (its extension in the tar, without the 
     targets.npy           uint8 [N]
     timestep_offsets.npy  int64 [S + 1], in tokens of the pack
     episode_offsets.npy   int64 [E + 1], in timesteps
-    episodes.json         a list of {task_id, episode_id, num_steps, episode_return, agent_id, content_hash}
+    episodes.json         {"task_id": text, and a list of E for each of the `EPISODE_COLUMNS`}
     patch_index.npy       int32 [M], into the pack's patches           }
     patch_intervals.npy   uint8 [M, 4]                                 } only of packs with images
     patches.npy.zst       uint8 [U, 16, 16, 3], each different, zstd   }
     crc32c.json           {member: CRC-32C of its bytes}
 
-Nothing is pickled, arrays are little-endian, equal sequences give equal bytes.
+Nothing is pickled, arrays are little-endian, equal sequences give equal bytes. Facts of episodes are kept by column:
+a list of texts is read ten times faster than a list of objects, which took longer than all arrays of a pack.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
 import io
 import json
 import math
+import re
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,8 +37,17 @@ from tokenization.image_patches import PATCH_SHAPE, unique_patches
 from tokenization.token_sequence import TokenSequence
 from tokenization.vocabulary import PATCH_PLACEHOLDER
 
+FORMAT = "gato-shards-v2"  # of a folder of shards, as dataset.json names it
 ZSTD_LEVEL = 1
 MAX_PATCHES_BYTES = 1 << 31  # of the patches of one pack, decompressed
+
+EPISODE_COLUMNS: dict[str, type] = {
+    "episode_id": str,
+    "num_steps": int,
+    "episode_return": float,
+    "agent_id": str,
+    "content_hash": str,
+}
 
 _DTYPES: dict[str, np.dtype] = {
     "tokens.npy": np.dtype("<u2"),
@@ -49,7 +60,21 @@ _DTYPES: dict[str, np.dtype] = {
 _IMAGE_MEMBERS = ("patch_index.npy", "patch_intervals.npy", "patches.npy.zst")
 _EPISODES = "episodes.json"
 _CHECKSUMS = "crc32c.json"
+_HEADER = re.compile(
+    rb"\{'descr': '(?P<descr>[<|][ui][1248])', 'fortran_order': False, 'shape': \((?P<shape>[0-9, ]{1,99})\), \} *\n"
+)
 _MEMBERS = {*_DTYPES, *_IMAGE_MEMBERS, _EPISODES}
+
+
+class _Codecs(threading.local):
+    """One of each a thread: to make one takes as long as a small pack."""
+
+    def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True, write_content_size=True)
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_codecs = _Codecs()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,7 +90,7 @@ class Pack:
       patches: uint8 [U, 16, 16, 3].
       patch_index: int32 [M].
       patch_intervals: uint8 [M, 4].
-      episodes: facts of each, with the keys of `episodes.json`; an unknown return is NaN.
+      columns: facts of the episodes, a list of E for each of the `EPISODE_COLUMNS`; an unknown return is NaN.
     """
 
     task_id: str
@@ -76,12 +101,18 @@ class Pack:
     patches: np.ndarray
     patch_index: np.ndarray
     patch_intervals: np.ndarray
-    episodes: list[dict[str, Any]]
+    columns: Mapping[str, list[Any]]
 
     @property
     def num_episodes(self) -> int:
         """E."""
-        return len(self.episodes)
+        return len(self.columns["episode_id"])
+
+    @functools.cached_property
+    def episodes(self) -> list[dict[str, Any]]:
+        """`task_id` and the `EPISODE_COLUMNS` of each episode."""
+        rows = zip(*(self.columns[name] for name in EPISODE_COLUMNS), strict=True)
+        return [{"task_id": self.task_id, **dict(zip(EPISODE_COLUMNS, row, strict=True))} for row in rows]
 
     @property
     def num_timesteps(self) -> int:
@@ -103,21 +134,21 @@ class Pack:
 
     def window(self, start: int, stop: int) -> TokenSequence:
         """Timesteps [start, stop) of the pack, which lie in one episode, as views; `patches` is the pack's."""
-        episode = self.episodes[int(np.searchsorted(self.episode_offsets, start, side="right")) - 1]
+        episode = int(np.searchsorted(self.episode_offsets, start, side="right")) - 1
         first, last = int(self.timestep_offsets[start]), int(self.timestep_offsets[stop])
         first_patch, last_patch = int(self.timestep_patch_offsets[start]), int(self.timestep_patch_offsets[stop])
         return TokenSequence(
             task_id=self.task_id,
-            episode_id=episode["episode_id"],
+            episode_id=self.columns["episode_id"][episode],
             tokens=self.tokens[first:last],
             targets=self.targets[first:last],
             timestep_offsets=self.timestep_offsets[start : stop + 1] - first,
             patches=self.patches,
             patch_index=self.patch_index[first_patch:last_patch],
             patch_intervals=self.patch_intervals[first_patch:last_patch],
-            episode_return=episode["episode_return"],
-            agent_id=episode["agent_id"],
-            content_hash=episode["content_hash"],
+            episode_return=self.columns["episode_return"][episode],
+            agent_id=self.columns["agent_id"][episode],
+            content_hash=self.columns["content_hash"][episode],
         )
 
     def sequence(self, episode_index: int) -> TokenSequence:
@@ -154,21 +185,11 @@ def encode_pack(sequences: Sequence[TokenSequence]) -> dict[str, bytes]:
             [index[start + inverse.reshape(-1)] for (_, inverse), start in zip(used, starts, strict=False)]
         )
         arrays["patch_intervals.npy"] = np.concatenate([sequence.patch_intervals for sequence in sequences])
-        compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True, write_content_size=True)
-        members["patches.npy.zst"] = compressor.compress(_to_npy(patches, np.dtype("u1")))
+        members["patches.npy.zst"] = _codecs.compressor.compress(_to_npy(patches, np.dtype("u1")))
     members |= {name: _to_npy(array, _DTYPES[name]) for name, array in arrays.items()}
-    episodes = [
-        {
-            "task_id": sequence.task_id,
-            "episode_id": sequence.episode_id,
-            "num_steps": sequence.num_steps,
-            "episode_return": _finite_or_none(sequence.episode_return),
-            "agent_id": sequence.agent_id,
-            "content_hash": sequence.content_hash,
-        }
-        for sequence in sequences
-    ]
-    members[_EPISODES] = _to_json(episodes)
+    columns = {name: [getattr(sequence, name) for sequence in sequences] for name in EPISODE_COLUMNS}
+    columns["episode_return"] = [_finite_or_none(value) for value in columns["episode_return"]]
+    members[_EPISODES] = _to_json({"task_id": sequences[0].task_id, **columns})
     members = dict(sorted(members.items()))
     members[_CHECKSUMS] = _to_json({name: google_crc32c.value(data) for name, data in members.items()})
     return members
@@ -196,9 +217,9 @@ def decode_pack(members: Mapping[str, bytes], *, where: str = "pack") -> Pack:
     else:
         patches = np.empty((0, *PATCH_SHAPE), np.uint8)
         patch_index, patch_intervals = np.empty(0, np.int32), np.empty((0, 4), np.uint8)
-    episodes = _episodes(parts[_EPISODES], where)
+    task_id, columns = _episodes(parts[_EPISODES], where)
     pack = Pack(
-        task_id=episodes[0]["task_id"],
+        task_id=task_id,
         tokens=arrays["tokens.npy"],
         targets=arrays["targets.npy"],
         timestep_offsets=arrays["timestep_offsets.npy"],
@@ -206,7 +227,7 @@ def decode_pack(members: Mapping[str, bytes], *, where: str = "pack") -> Pack:
         patches=patches,
         patch_index=patch_index,
         patch_intervals=patch_intervals,
-        episodes=episodes,
+        columns=columns,
     )
     _check_agreement(pack, where)
     return pack
@@ -230,7 +251,7 @@ def _check_checksums(parts: Mapping[str, bytes], where: str) -> None:
             raise CorruptionError(
                 f"{where}: expected a member {name}, got {sorted(parts)}; the shard is cut short or damaged"
             )
-        found = google_crc32c.value(bytes(parts[name]))
+        found = google_crc32c.value(np.frombuffer(parts[name], np.uint8))  # of a memoryview it would want a copy
         if found != expected[name]:
             raise CorruptionError(
                 f"{where}: {name}: expected CRC-32C {expected[name]:08x}, got {found:08x}; the bytes are damaged"
@@ -251,8 +272,7 @@ def _check_agreement(pack: Pack, where: str) -> None:
         and len(episodes) == pack.num_episodes + 1
         and episodes[0] == 0
         and episodes[-1] == num_timesteps
-        and np.diff(episodes).tolist() == [episode["num_steps"] for episode in pack.episodes]
-        and {episode["task_id"] for episode in pack.episodes} == {pack.task_id}
+        and np.diff(episodes).tolist() == pack.columns["num_steps"]
         and pack.patch_intervals.shape == (len(pack.patch_index), 4)
         and pack.patches.shape[1:] == PATCH_SHAPE
     )
@@ -263,24 +283,23 @@ def _check_agreement(pack: Pack, where: str) -> None:
         raise CorruptionError(f"{where}: its members contradict each other: lengths or offsets do not agree")
 
 
-def _episodes(data: bytes, where: str) -> list[dict[str, Any]]:
+def _episodes(data: bytes, where: str) -> tuple[str, dict[str, list[Any]]]:
+    """The task's id and the `EPISODE_COLUMNS`."""
     try:
-        episodes = [
-            {
-                "task_id": str(entry["task_id"]),
-                "episode_id": str(entry["episode_id"]),
-                "num_steps": int(entry["num_steps"]),
-                "episode_return": float("nan") if entry["episode_return"] is None else float(entry["episode_return"]),
-                "agent_id": str(entry["agent_id"]),
-                "content_hash": str(entry["content_hash"]),
-            }
-            for entry in json.loads(bytes(data))
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptionError(f"{where}: {_EPISODES}: expected a list of episodes: {error!r}") from None
-    if not episodes:
-        raise CorruptionError(f"{where}: {_EPISODES}: expected at least one episode, got none")
-    return episodes
+        facts = json.loads(bytes(data))
+        task_id, columns = facts["task_id"], {name: facts[name] for name in EPISODE_COLUMNS}
+        columns["episode_return"] = [math.nan if value is None else float(value) for value in columns["episode_return"]]
+        agree = isinstance(task_id, str) and all(
+            isinstance(column, list) and set(map(type, column)) == {EPISODE_COLUMNS[name]}
+            for name, column in columns.items()
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptionError(f"{where}: {_EPISODES}: expected columns of facts of episodes: {error!r}") from None
+    if not agree or len({len(column) for column in columns.values()}) != 1:
+        raise CorruptionError(
+            f"{where}: {_EPISODES}: expected columns {[*EPISODE_COLUMNS]} of one length, at least one episode long"
+        )
+    return task_id, columns
 
 
 def _to_npy(array: np.ndarray, dtype: np.dtype) -> bytes:
@@ -297,7 +316,7 @@ def _from_npy(data: bytes, dtype: np.dtype, where: str) -> np.ndarray:
         raise CorruptionError(f"{where}: expected a .npy file of format 1.0")
     try:
         shape, descr = _parse_header(bytes(view[10:header_end]))
-    except (ValueError, SyntaxError, KeyError, TypeError):
+    except ValueError:
         raise CorruptionError(f"{where}: expected a .npy header of a plain array") from None
     size = math.prod(shape)
     found = len(view) - header_end
@@ -306,16 +325,12 @@ def _from_npy(data: bytes, dtype: np.dtype, where: str) -> np.ndarray:
     return np.frombuffer(view, dtype, size, header_end).reshape(shape)
 
 
-@functools.lru_cache(maxsize=256)
 def _parse_header(header: bytes) -> tuple[tuple[int, ...], str]:
-    facts = ast.literal_eval(header.decode("latin-1").strip())
-    shape, descr = tuple(int(side) for side in facts["shape"]), str(facts["descr"])
-    if facts["fortran_order"] or any(side < 0 for side in shape) or descr not in _DESCRIPTIONS:
-        raise ValueError(descr)
-    return shape, descr
-
-
-_DESCRIPTIONS = frozenset(dtype.str for dtype in _DTYPES.values())
+    """Shape and dtype. NumPy's own parser evaluates the header as Python, in 20 times the time."""
+    match = _HEADER.fullmatch(header)
+    if match is None:
+        raise ValueError(header)
+    return tuple(int(side) for side in match["shape"].split(b",") if side.strip()), match["descr"].decode()
 
 
 def _decompress(data: bytes, where: str) -> bytes:
@@ -323,7 +338,7 @@ def _decompress(data: bytes, where: str) -> bytes:
         size = zstandard.get_frame_parameters(data).content_size
         if not 0 <= size <= MAX_PATCHES_BYTES:
             raise CorruptionError(f"{where}: patches.npy.zst: expected at most {MAX_PATCHES_BYTES} bytes, got {size}")
-        return zstandard.ZstdDecompressor().decompress(data)
+        return _codecs.decompressor.decompress(data)
     except zstandard.ZstdError as error:
         raise CorruptionError(f"{where}: patches.npy.zst: {error}; the bytes are damaged") from None
 

@@ -1,4 +1,4 @@
-"""Three ways for tokens to see each other, one rule: only earlier tokens of the same segment."""
+"""Ways for tokens to see each other, one rule: only earlier tokens of the same segment."""
 
 from __future__ import annotations
 
@@ -17,10 +17,38 @@ _PLAIN_LENGTH = 512
 _SMALLEST_BUCKET = 16
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Relative:
+    """Relative positions of one block (Transformer-XL, Dai et al. 2019, section 3.3).
+
+    The score of query i and key j is (q_i + u) k_j + (q_i + v) r_{i - j}, over the square root of K.
+
+    Attributes:
+      content_bias: u, [H, K].
+      position_bias: v, [H, K].
+      encodings: r, [D, H, K], of the distances 0 to D - 1.
+    """
+
+    content_bias: Tensor
+    position_bias: Tensor
+    encodings: Tensor
+
+    def scores(self, query: Tensor, num_distances: int) -> Tensor:
+        """(q + v) r of queries [n, H, T, K] at the distances D' - 1 down to 0: [n, H, T, D']."""
+        encodings = self.encodings[:num_distances].flip(0).permute(1, 2, 0).to(query.dtype)  # [H, K, D']
+        return (query + self.position_bias[:, None].to(query.dtype)) @ encodings
+
+
 class Attention(Protocol):
     """Queries, keys and values of N tokens, each [N, H, K], become N mixed values [N, H, K]."""
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, *, block: int) -> Tensor: ...
+    @property
+    def num_distances(self) -> int:
+        """Distances between a query and a key are below this."""
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, *, block: int, relative: Relative | None = None
+    ) -> Tensor: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,39 +86,58 @@ class SegmentedAttention:
             base += places.size
         return cls(buckets=tuple(buckets), inverse=torch.from_numpy(inverse))
 
-    def to(self, device: torch.device) -> SegmentedAttention:
-        """The same on another device."""
-        return SegmentedAttention(
-            buckets=tuple(bucket.to(device, non_blocking=True) for bucket in self.buckets),
-            inverse=self.inverse.to(device, non_blocking=True),
-        )
+    @property
+    def num_distances(self) -> int:
+        """Length of the longest bucket."""
+        return max(bucket.shape[1] for bucket in self.buckets)
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, *, block: int) -> Tensor:
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, *, block: int, relative: Relative | None = None
+    ) -> Tensor:
         """[N, H, K] each -> [N, H, K]."""
         packed = torch.stack((query, key, value), dim=1)  # [N, 3, H, K]
         mixed = []
         for bucket in self.buckets:
             parts = packed.index_select(0, bucket.flatten()).view(*bucket.shape, *packed.shape[1:])
             q, k, v = parts.permute(2, 0, 3, 1, 4)  # each [n, H, L, K]
-            mixed.append(causal_attention(q, k, v).transpose(1, 2).flatten(0, 1))
+            mixed.append(causal_attention(q, k, v, relative).transpose(1, 2).flatten(0, 1))
         return torch.cat(mixed).index_select(0, self.inverse)
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, relative: Relative | None = None) -> Tensor:
     """[n, H, L, K] each -> [n, H, L, K], every token over itself and the earlier ones."""
-    length = query.shape[2]
-    if query.is_cuda or length > _PLAIN_LENGTH:
-        return functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-    future = _future(length, query.dtype)
+    length, scale = query.shape[2], query.shape[-1] ** -0.5
+    fused = query.is_cuda or length > _PLAIN_LENGTH
+    if relative is None:
+        if fused:
+            return functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        bias = _future(length, query.dtype, query.device).expand(query.shape[0] * query.shape[1], -1, -1)
+    else:
+        position_scores = shifted_scores(relative.scores(query, length)) * scale
+        bias = position_scores + _future(length, query.dtype, query.device)
+        query = query + relative.content_bias[:, None].to(query.dtype)
+        if fused:
+            return functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        bias = bias.flatten(0, 1)
     flat = [part.flatten(0, 1) for part in (query, key.transpose(-1, -2), value)]
-    scores = torch.baddbmm(future.expand(len(flat[0]), -1, -1), flat[0], flat[1], alpha=query.shape[-1] ** -0.5)
+    scores = torch.baddbmm(bias, flat[0], flat[1], alpha=scale)
     return torch.bmm(scores.softmax(-1).to(value.dtype), flat[2]).view_as(query)
 
 
+def shifted_scores(scores: Tensor) -> Tensor:
+    """From scores by distance, L - 1 first [..., L, L], to scores by key: row i moves L - 1 - i places to the left.
+
+    What wraps around lies in the future.
+    """
+    *rest, length, _ = scores.shape
+    padded = functional.pad(scores, (1, 0)).view(*rest, length + 1, length)
+    return padded[..., 1:, :]
+
+
 @functools.cache
-def _future(length: int, dtype: torch.dtype) -> Tensor:
+def _future(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """[L, L]: minus infinity where a key is later than the query, else 0."""
-    return torch.full((length, length), float("-inf"), dtype=dtype).triu_(1)
+    return torch.full((length, length), float("-inf"), dtype=dtype, device=device).triu_(1)
 
 
 class KeyValueCache:
@@ -145,7 +192,14 @@ class KeyValueCache:
         self._lengths[rows] += valid
         return self._positions
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, *, block: int) -> Tensor:
+    @property
+    def num_distances(self) -> int:
+        """Most tokens of one of the sequences that `extend` was called for."""
+        return self._mask.shape[-1]
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, *, block: int, relative: Relative | None = None
+    ) -> Tensor:
         """[B' * T, H, K] each -> [B' * T, H, K]."""
         query, key, value = (part.view(*self._positions.shape, *part.shape[1:]) for part in (query, key, value))
         keys, values = self._keys[block], self._values[block]
@@ -156,7 +210,12 @@ class KeyValueCache:
             keys, values = keys[:, :, :end], values[:, :, :end]
         else:
             keys, values = keys[self._rows, :, :end], values[self._rows, :, :end]
-        mixed = functional.scaled_dot_product_attention(
-            query.transpose(1, 2).to(keys.dtype), keys, values, attn_mask=self._mask
-        )
+        query, mask = query.transpose(1, 2).to(keys.dtype), self._mask
+        if relative is not None:
+            distances = (self._positions[:, :, None] - torch.arange(end, device=mask.device)).clamp_min(0)
+            position_scores = relative.scores(query, end).flip(-1)
+            position_scores = position_scores.gather(-1, distances[:, None].expand_as(position_scores))
+            mask = (position_scores * query.shape[-1] ** -0.5).masked_fill(~mask, float("-inf"))
+            query = query + relative.content_bias[:, None].to(query.dtype)
+        mixed = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
         return mixed.transpose(1, 2).flatten(0, 1)

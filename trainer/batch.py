@@ -6,35 +6,54 @@ import dataclasses
 import itertools
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from episode_store.errors import UserError
 from trainer.attention import SegmentedAttention
+from trainer.flops import Work
 from trainer.loss import Targets
 from trainer.model import ModelInput
 from trainer.sampler import PackedSequence, Sampler
+from trainer.tensors import map_tensors
+
+
+class StalledLoaderError(UserError):
+    """The thread that makes batches has made none for long."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one optimizer step needs."""
+    """Packed sequences, and what is asked of them.
+
+    Attributes:
+      total_weight: of its targets.
+      work: what it costs.
+    """
 
     inputs: ModelInput
     attention: SegmentedAttention
     targets: Targets
-    num_real_tokens: int
+    total_weight: float
+    work: Work
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        if device.type == "cpu":
-            return self
-        return Batch(
-            inputs=self.inputs.to(device),
-            attention=self.attention.to(device),
-            targets=self.targets.to(device),
-            num_real_tokens=self.num_real_tokens,
+        return self if device.type == "cpu" else self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """The same in memory that a GPU copies from by itself."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return dataclasses.replace(
+            self,
+            inputs=map_tensors(self.inputs, change),
+            attention=map_tensors(self.attention, change),
+            targets=map_tensors(self.targets, change),
         )
 
 
@@ -63,8 +82,21 @@ def collate(rows: Sequence[PackedSequence]) -> Batch:
         inputs=inputs,
         attention=SegmentedAttention.from_lengths([n for row in rows for n in row.segment_lengths]),
         targets=targets,
-        num_real_tokens=sum(row.num_real for row in rows),
+        total_weight=float(sum(row.target_weights.sum() for row in rows)),
+        work=Work(
+            tokens=sum(row.num_real for row in rows),
+            pairs=sum(_pairs(row) for row in rows),
+            text_targets=int(sum(row.target_is_text.sum() for row in rows)),
+            control_targets=int(sum((~row.target_is_text).sum() for row in rows)),
+            patches=sum(len(row.patches) for row in rows),
+        ),
     )
+
+
+def _pairs(row: PackedSequence) -> int:
+    lengths = np.asarray(row.segment_lengths)
+    padding = len(row.tokens) - row.num_real
+    return int((lengths * (lengths + 1) // 2).sum()) - padding * (padding + 1) // 2
 
 
 def _tensor(parts: Sequence[np.ndarray]) -> torch.Tensor:
@@ -72,32 +104,50 @@ def _tensor(parts: Sequence[np.ndarray]) -> torch.Tensor:
 
 
 def batches(
-    sampler: Sampler, *, batch_size: int, first_step: int, steps_ahead: int, rank: int = 0, ranks: int = 1
-) -> Iterator[Batch]:
-    """Batch `first_step`, `first_step` + 1, ... without end; a thread keeps `steps_ahead` of them ready.
+    sampler: Sampler,
+    *,
+    batch_size: int,
+    first_step: int,
+    steps_ahead: int,
+    rank: int = 0,
+    ranks: int = 1,
+    parts: int = 1,
+    pin: bool = False,
+    timeout_seconds: float = 600.0,
+) -> Iterator[tuple[Batch, ...]]:
+    """The `parts` of batch `first_step`, `first_step` + 1, ... without end; a thread keeps `steps_ahead` steps ready.
 
-    Of the `batch_size` rows of a step these are those of one rank. With `steps_ahead` 0 they are made when they are
-    asked for. That is faster where the network itself runs on the CPU: torch's threads spin while they wait for each
-    other, and one more busy thread than cores makes them wait for whole time slices.
+    Of the `batch_size` rows of a step these are those of one rank, dealt to the parts in turn. With `steps_ahead` 0
+    they are made when they are asked for. That is faster where the network itself runs on the CPU: torch's threads spin
+    while they wait for each other, and one more busy thread than cores makes them wait for whole time slices.
+
+    Raises:
+      StalledLoaderError: the thread had no step ready for `timeout_seconds`.
     """
+
+    def make(step: int) -> tuple[Batch, ...]:
+        rows = [sampler.sequence(step * batch_size + row) for row in range(rank, batch_size, ranks)]
+        made = [collate(rows[part::parts]) for part in range(min(parts, len(rows)))]
+        return tuple(batch.pinned() if pin else batch for batch in made)
+
     if steps_ahead == 0:
         for step in itertools.count(first_step):
-            yield collate([sampler.sequence(step * batch_size + row) for row in range(rank, batch_size, ranks)])
-    ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=steps_ahead)
+            yield make(step)
+    ready: queue.Queue[tuple[Batch, ...] | BaseException] = queue.Queue(maxsize=steps_ahead)
     stopped = threading.Event()
 
     def work() -> None:
-        step = first_step
         try:
-            while not stopped.is_set():
-                batch = collate([sampler.sequence(step * batch_size + row) for row in range(rank, batch_size, ranks)])
-                step += 1
+            for step in itertools.count(first_step):
+                made = make(step)
                 while not stopped.is_set():
                     try:
-                        ready.put(batch, timeout=0.5)
+                        ready.put(made, timeout=0.5)
                         break
                     except queue.Full:
                         continue
+                if stopped.is_set():
+                    return
         except BaseException as error:  # noqa: BLE001 - handed to the reader, which raises it
             ready.put(error)
 
@@ -105,10 +155,16 @@ def batches(
     thread.start()
     try:
         while True:
-            item = ready.get()
+            try:
+                item = ready.get(timeout=timeout_seconds)
+            except queue.Empty:
+                raise StalledLoaderError(
+                    f"no batch for {timeout_seconds:g} seconds; is the disk of the shards still there? Run the same "
+                    "command again, it goes on from the last checkpoint; loader_timeout_seconds sets the limit"
+                ) from None
             if isinstance(item, BaseException):
                 raise item
             yield item
     finally:
         stopped.set()
-        thread.join()
+        thread.join(timeout=1.0)  # a stalled one dies with the process

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from episode_store.errors import UserError
 from episode_store.files import sync_file, write_json
@@ -32,45 +34,124 @@ from trainer.optim import Optimizer
 
 FORMAT = "gato-checkpoint-v1"
 CONFIG_FILE = "config.json"
+STATE_FILE = "state.json"
 _NAME = re.compile(r"step-(\d{8})")
 
 
-def save(
-    run: Path, *, step: int, model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any], keep: int = 2
-) -> Path:
-    """Writes a checkpoint and removes all but the last `keep`."""
-    folder = run / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"step-{step:08d}"
-    for leftover in folder.glob(".partial-*"):  # of a run that was killed
-        shutil.rmtree(leftover)
-    partial = folder / f".partial-{os.getpid()}"
-    partial.mkdir()
+class Writer:
+    """Writes checkpoints in a thread while training goes on; one at a time."""
+
+    def __init__(self, run: Path, *, keep: int) -> None:
+        self._run, self._keep = run, keep
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.wait()
+        elif self._thread is not None:
+            self._thread.join()
+
+    def write(self, tensors: Tensors, state: Mapping[str, Any]) -> None:
+        """Begins to write; waits for the checkpoint before.
+
+        Raises:
+          UserError: the one before could not be written.
+        """
+        self.wait()
+        self._thread = threading.Thread(target=self._work, args=(tensors, state), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until all is written.
+
+        Raises:
+          UserError: it could not be.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _work(self, tensors: Tensors, state: Mapping[str, Any]) -> None:
+        try:
+            save(self._run, tensors, state, keep=self._keep)
+        except BaseException as error:  # noqa: BLE001 - handed to the training thread, which raises it
+            self._error = error
+
+
+# File of a checkpoint -> name -> tensor.
+Tensors = Mapping[str, Mapping[str, torch.Tensor]]
+
+
+def snapshot(model: nn.Module, optimizer: Optimizer) -> dict[str, dict[str, torch.Tensor]]:
+    """Copies of weights and moments on the CPU, whole also where ranks hold parts of them (then all ranks call it)."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     moments = {
         f"{names[id(parameter)]}.{key}": value
         for parameter, slots in optimizer.slots().items()
         for key, value in slots.items()
     }
+    return {
+        "model": {name: _copied(value) for name, value in model.state_dict().items()},
+        "optimizer": {name: _copied(value) for name, value in moments.items()},
+    }
+
+
+def _copied(value: torch.Tensor) -> torch.Tensor:
+    whole = value.full_tensor() if isinstance(value, DTensor) else value
+    return whole.detach().to("cpu", copy=True).contiguous()
+
+
+def save(run: Path, tensors: Tensors, state: Mapping[str, Any], *, keep: int = 2) -> Path:
+    """Writes a checkpoint, then removes all but the last `keep` and the one with the lowest validation loss.
+
+    Args:
+      run: its folder.
+      tensors: of `snapshot`.
+      state: JSON; "step" names the checkpoint.
+      keep: how many stay.
+    """
+    folder = run / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{state['step']:08d}"
+    for leftover in folder.glob(".partial-*"):  # of a run that was killed
+        shutil.rmtree(leftover)
+    partial = folder / f".partial-{os.getpid()}"
+    partial.mkdir()
     try:
-        for file, tensors in (("model", model.state_dict()), ("optimizer", moments)):
-            on_cpu = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-            save_file(on_cpu, partial / f"{file}.safetensors")
-    except safetensors.SafetensorError as error:
+        for file, values in tensors.items():
+            save_file(dict(values), partial / f"{file}.safetensors")
+        write_json(partial / STATE_FILE, {"format": FORMAT, "vocabulary_size": VOCABULARY_SIZE, **state})
+        for path in partial.iterdir():
+            sync_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
         shutil.rmtree(partial)
         raise UserError(
             f"{final}: the checkpoint could not be written ({error}); free some space and run the same command again, "
             "it goes on from the checkpoint before"
         ) from None
-    write_json(partial / "state.json", {"format": FORMAT, "vocabulary_size": VOCABULARY_SIZE, "step": step, **state})
-    for path in partial.iterdir():
-        sync_file(path)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
     sync_file(folder)
-    for old in list_checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
+    kept = list_checkpoints(run)[-keep:]
+    lowest = best(run)
+    for old in list_checkpoints(run):
+        if old not in kept and old != lowest:
+            shutil.rmtree(old)
     return final
+
+
+def best(run: Path) -> Path | None:
+    """The checkpoint with the lowest validation loss; None where none was measured."""
+    losses = {path: read_state(path).get("validation_loss") for path in list_checkpoints(run)}
+    measured = {path: loss for path, loss in losses.items() if loss is not None}
+    return min(measured, key=lambda path: measured[path], default=None)
 
 
 def list_checkpoints(run: Path) -> list[Path]:
@@ -78,7 +159,7 @@ def list_checkpoints(run: Path) -> list[Path]:
     folder = run / "checkpoints"
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and (path / "state.json").is_file())
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and (path / STATE_FILE).is_file())
 
 
 def latest(run: Path) -> Path:
@@ -99,7 +180,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     Raises:
       UserError: when it is not a checkpoint of this project, or of another vocabulary.
     """
-    file = checkpoint / "state.json"
+    file = checkpoint / STATE_FILE
     try:
         state = json.loads(file.read_text())
     except FileNotFoundError:
@@ -160,8 +241,16 @@ def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> 
         if owner not in parameters:
             raise UserError(f"{checkpoint}: optimizer state of {owner}, which this model does not have")
         # The step counter stays on the CPU.
-        slots.setdefault(parameters[owner], {})[key] = value if key == "step" else value.to(parameters[owner].device)
+        slots.setdefault(parameters[owner], {})[key] = value if key == "step" else _like(value, parameters[owner])
     optimizer.load_slots(slots)
+
+
+def _like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """A moment where its parameter is, cut as it is."""
+    value = value.to(parameter.device)
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(value, parameter.device_mesh, parameter.placements)
+    return value
 
 
 def load_model(run: Path, device: torch.device, checkpoint: Path | None = None) -> Generalist:

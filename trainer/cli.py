@@ -15,7 +15,6 @@ from episode_store.command_line import (
     add_episodes,
     add_output,
     add_seed,
-    add_store,
     add_tasks,
     positive_int,
     print_json,
@@ -25,19 +24,23 @@ from episode_store.command_line import (
 from episode_store.errors import UserError
 from episode_store.files import write_json
 from trainer import presets
-from trainer.config import override
+from trainer.cli_collect import add_collect
+from trainer.cli_export import add_export
+from trainer.cli_plan import add_plan
+from trainer.config import TrainConfig, override
 
 SCORES_FILE = "scores.json"
 LANGUAGE_FILE = "language.json"
-_COLLECT_ENVS = 16
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code."""
     command = CommandLine("trainer", "Fits one generalist on shards, judges it against the specialists, reports.")
     _add_train(command, sys.argv[1:] if arguments is None else arguments)
+    add_plan(command)
     _add_evaluate(command)
-    _add_collect(command)
+    add_collect(command)
+    add_export(command)
     report = command.verb(
         "report",
         _report,
@@ -61,6 +64,9 @@ def _add_train(command: CommandLine, command_line: Sequence[str]) -> None:
     train.add_argument(
         "--preset", default="demo", metavar="NAME", help=f"settings: {', '.join(presets.PRESETS)} (demo)"
     )
+    train.add_argument(
+        "--resume", action="store_true", help="go on with the settings of the run in --output; there must be one"
+    )
     train.add_argument("--steps", type=positive_int, metavar="N", help="optimizer steps at most (the preset's)")
     train.add_argument("--minutes", type=float, metavar="M", help="steps are chosen so that training takes about M")
     add_seed(train)
@@ -74,19 +80,14 @@ def _add_train(command: CommandLine, command_line: Sequence[str]) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from trainer import checkpoint
     from trainer.parallel import launch, number_of_ranks
     from trainer.shards import Dataset
     from trainer.train import train
 
-    assignments = dict(_assignment(text) for text in arguments.set)
-    assignments["seed"] = str(arguments.seed)
-    if arguments.steps:
-        assignments["steps"] = str(arguments.steps)
-    if arguments.minutes is not None:
-        if arguments.minutes <= 0:
-            raise UserError(f"--minutes {arguments.minutes}: expected more than 0")
-        assignments |= {"budget_seconds": str(60.0 * arguments.minutes), "steps": assignments.get("steps", "1000000")}
-    config = override(presets.get(arguments.preset), assignments)
+    config = checkpoint.load_config(Path(arguments.output)) if arguments.resume else _settings(arguments)
+    if arguments.resume:
+        checkpoint.latest(Path(arguments.output))
     ranks = 1 if "RANK" in os.environ else number_of_ranks(arguments.ranks)
     dataset = Dataset.open(arguments.shards)
     if ranks > 1:
@@ -104,11 +105,28 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _assignment(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"--set {text}: expected NAME=VALUE")
-    return name, value
+def _settings(arguments: argparse.Namespace) -> TrainConfig:
+    given = assignments(arguments.set)
+    given["seed"] = str(arguments.seed)
+    if arguments.steps:
+        given["steps"] = str(arguments.steps)
+    if arguments.minutes is not None:
+        if arguments.minutes <= 0:
+            raise UserError(f"--minutes {arguments.minutes}: expected more than 0")
+        given |= {"budget_seconds": str(60.0 * arguments.minutes), "steps": given.get("steps", "1000000")}
+    return override(presets.get(arguments.preset), given)
+
+
+def assignments(texts: Sequence[str]) -> dict[str, str]:
+    """What `--set` gives: name -> value.
+
+    Raises:
+      UserError: for a text without an equals sign.
+    """
+    for text in texts:
+        if "=" not in text:
+            raise UserError(f"--set {text}: expected NAME=VALUE")
+    return dict(text.split("=", 1) for text in texts)
 
 
 def _add_evaluate(command: CommandLine) -> None:
@@ -145,7 +163,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     from collectors.seeds import Purpose, episode_seeds
     from trainer import checkpoint
-    from trainer.evaluate import EvaluationJob, evaluate, film
+    from trainer.evaluate import EvaluationJob, evaluate, film, summarize
     from trainer.language import LanguageConfig, evaluate_language
     from trainer.policy import ActingConfig
     from trainer.shards import Dataset
@@ -184,66 +202,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         write_json(output / LANGUAGE_FILE, language)
     for task_id in progress(arguments.films or [], description="filming", unit="tasks"):
         film(job, task_id, output / "videos", Path(arguments.agents) if arguments.agents else None)
+    summary = summarize(results)
     if arguments.json:
-        print_json({"scores": scores, "language": _without_samples(language)})
+        print_json({"scores": scores, "summary": summary, "language": _without_samples(language)})
     else:
         _print_scores(scores, language)
-    return 0
-
-
-def _add_collect(command: CommandLine) -> None:
-    collect = command.verb(
-        "collect",
-        _collect,
-        help="records episodes of a checkpoint of the generalist in a store, as `collectors collect` does of experts",
-        example="trainer collect --run runs/demo/train --shards runs/demo/shards --tasks Taxi-v4 --store runs/store",
-    )
-    collect.add_argument("--run", required=True, metavar="DIR", help="the --output folder of `trainer train`")
-    collect.add_argument("--shards", required=True, metavar="DIR", help="the shards it was trained on: its prompts")
-    add_store(collect)
-    add_tasks(collect)
-    add_episodes(collect, 50)
-    add_seed(collect)
-
-
-def _collect(arguments: argparse.Namespace) -> int:
-    import dataclasses
-    import fnmatch
-
-    from collectors.collection import CollectionJob, collect_with
-    from trainer.evaluate import generalist_policy
-    from trainer.policy import ActingConfig
-    from trainer.shards import Dataset
-
-    dataset = Dataset.open(Path(arguments.shards))
-    control = sorted(task_id for task_id, task in dataset.tasks.items() if not task.is_corpus)
-    patterns = arguments.tasks or ["*"]
-    for pattern in patterns:
-        if not fnmatch.filter(control, pattern):
-            raise UserError(f"{arguments.shards}: no control task matches {pattern!r}; there are {', '.join(control)}")
-    chosen = [task_id for task_id in control if any(fnmatch.fnmatchcase(task_id, pattern) for pattern in patterns)]
-    results = []
-    with progress(description="collecting", total=len(chosen) * arguments.episodes, unit="episodes") as bar:
-        for task_id in chosen:
-            policy = generalist_policy(Path(arguments.run), dataset, task_id, ActingConfig())
-            job = CollectionJob(
-                task_id=task_id,
-                store=arguments.store,
-                episodes=arguments.episodes,
-                seed=arguments.seed,
-                disturb=False,
-            )
-            results.append(
-                collect_with(policy, job, lambda steps, doing: None, num_envs=min(arguments.episodes, _COLLECT_ENVS))
-            )
-            bar.update(arguments.episodes)
-    if arguments.json:
-        print_json([dataclasses.asdict(result) for result in results])
-    else:
-        rows = [
-            (r.task_id, r.agent_id, r.episodes, r.steps, r.mean_return, r.std_return, r.new_episodes) for r in results
-        ]
-        print_table(rows, ("task", "agent", "episodes", "steps", "return", "std", "new"))
+        if summary:
+            low, high = summary["interquartile_interval"]
+            print(f"interquartile mean {summary['interquartile_mean']:.1f}% ({low:.1f} to {high:.1f})")
     return 0
 
 

@@ -11,7 +11,7 @@ from episode_store.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Shape of the network (Gato, appendix C, with rotary positions for Transformer-XL's relative ones).
+    """Shape of the network (Gato, appendix C).
 
     Attributes:
       width: of the residual stream.
@@ -20,7 +20,9 @@ class ModelConfig:
       key_size: width of one head.
       feed_forward_size: hidden width of the GEGLU counting both halves, so the gate and the value have half each.
       patch_channels: channels of the ResNet block that embeds image patches; a multiple of 32 (GroupNorm groups).
+      positions: "rotary", or "relative" as in the paper (Transformer-XL's); docs/model.md compares them.
       dropout: on the residual branches.
+      stochastic_depth: probability that a sub-layer is left out in a training step (the paper: 0.1).
     """
 
     width: int = 128
@@ -29,7 +31,9 @@ class ModelConfig:
     key_size: int = 32
     feed_forward_size: int = 1024
     patch_channels: int = 32
+    positions: str = "rotary"
     dropout: float = 0.0
+    stochastic_depth: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,10 @@ class SamplerConfig:
       prompt_share: share of the segments that begin with a prompt (the paper: 25%).
       prompt_steps: most steps of a prompt; half of the prompts come from the end of their episode.
       text_observation_weight: weight in the loss of text tokens inside observations (the paper: 1).
+      observation_weight: weight in the loss of the numbers in observations (the paper: 0), to learn how a task reacts.
+      past_action_dropout: probability that the network does not see a past action, so that it cannot copy it: its
+        tokens read as the separator, and only the first of them is a target.
+      image_jitter: most change of contrast and brightness of a segment's pictures; 0.2 is a fifth. 0 for none.
       action_weight_exponent: an action of a control task weighs (tokens / action tokens of the task) to this power
         in the loss. 0 is the paper's: each target counts once. At 1 a task's share of the loss is its share of the
         tokens, so one action behind a picture or a grid of cells is not drowned by many that cost a few tokens each.
@@ -64,6 +72,9 @@ class SamplerConfig:
     prompt_share: float = 0.25
     prompt_steps: int = 2
     text_observation_weight: float = 1.0
+    observation_weight: float = 0.0
+    past_action_dropout: float = 0.0
+    image_jitter: float = 0.0
     action_weight_exponent: float = 0.0
     task_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
@@ -73,6 +84,8 @@ class OptimizerConfig:
     """AdamW with the paper's constants; a linear warm-up, then a cosine to `final_learning_rate_share` (a tenth).
 
     Attributes:
+      initial_learning_rate: where the warm-up starts (the paper: 1e-7).
+      final_learning_rate_share: of the learning rate, at the end; 1 keeps it constant, as the paper's fine-tuning does.
       matrix_optimizer: of the blocks' matrices: "adamw", as in the paper, or "muon", which needs fewer steps.
       muon_learning_rate_share: of the learning rate for those matrices under Muon.
       bin_learning_rate_share: of the learning rate for the rows of the continuous bins. A bin is seen rarely, and
@@ -80,6 +93,7 @@ class OptimizerConfig:
     """
 
     learning_rate: float = 2e-3
+    initial_learning_rate: float = 0.0
     matrix_optimizer: str = "adamw"
     muon_learning_rate_share: float = 1.0
     final_learning_rate_share: float = 0.1
@@ -100,10 +114,21 @@ class TrainConfig:
       steps: optimizer steps; fewer if `budget_seconds` would be exceeded.
       budget_seconds: when set, the speed of the first steps decides how many steps fit; the number is kept in the
         checkpoint, so a resumed run keeps the same schedule.
-      batch_size: packed sequences a step.
+      batch_size: packed sequences a step, over all ranks.
+      accumulation_steps: parts that each rank computes its share of a batch in, one after the other, to need less
+        memory; the gradients are added, so the result is the same.
       action_label_sigma_bins: spread of the soft labels of continuous actions, in bins; 0 gives one-hot labels.
+      keep_checkpoints: the newest ones that stay; with a validation loss the best one stays too.
+      validation_sequences: sequences of held-out data whose loss is measured with each checkpoint; 0 for none.
+      non_finite: what a loss or a gradient that is not finite does: "stop" ends the run, "skip" leaves the step out.
+      damaged_shards: "stop", or "skip" to train without them; they are named and counted.
+      loader_timeout_seconds: without a batch for so long, a run ends.
       precision: "auto", "fp32", "bf16" or "fp16".
+      tf32: whether a GPU may round the factors of fp32 products to 10 bits.
       device: "auto", "cpu" or "cuda".
+      sharding: over several ranks: "ddp" keeps the whole network on each, "fsdp" a part of each tensor.
+      compile: torch.compile the forward and backward pass.
+      checkpoint_activations: computes the blocks twice instead of keeping what is inside them.
     """
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -112,13 +137,22 @@ class TrainConfig:
     steps: int = 2000
     budget_seconds: float | None = None
     batch_size: int = 16
+    accumulation_steps: int = 1
     seed: int = 0
     action_label_sigma_bins: float = 0.0
     checkpoint_every_steps: int = 200
+    keep_checkpoints: int = 2
+    validation_sequences: int = 0
     log_every_steps: int = 10
+    non_finite: str = "stop"
+    damaged_shards: str = "stop"
+    loader_timeout_seconds: float = 600.0
     precision: str = "auto"
+    tf32: bool = True
     device: str = "auto"
+    sharding: str = "ddp"
     compile: bool = False
+    checkpoint_activations: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""

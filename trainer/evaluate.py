@@ -29,6 +29,7 @@ from trainer.nearest_neighbour import NearestNeighbourPolicy
 from trainer.policy import ActingConfig, GeneralistPolicy, PromptSource
 from trainer.precision import choose_device
 from trainer.shards import Dataset
+from trainer.statistics import interquartile_interval, interquartile_mean, mean_interval
 
 _MAKE_SECONDS = 5.0
 
@@ -41,6 +42,7 @@ class EvaluationResult:
       episode_returns: of the generalist, one a rollout.
       expert_return, random_return, nearest_neighbour_return: means over rollouts.
       normalized_score: 100 * (mean return - random) / (expert - random), as in the Gato paper.
+      score_interval: 95% bootstrap interval of the same.
       episode_lengths: in steps.
       guard_events: of the task's action guard in the generalist's episodes: kind -> number.
     """
@@ -51,6 +53,7 @@ class EvaluationResult:
     random_return: float
     nearest_neighbour_return: float | None
     normalized_score: float
+    score_interval: tuple[float, float]
     episode_lengths: list[int]
     guard_events: dict[str, int] = dataclasses.field(default_factory=dict)
 
@@ -154,16 +157,46 @@ def evaluate_task(job: EvaluationJob, task_id: str) -> EvaluationResult:
             task, NearestNeighbourPolicy(data, _tokenizer(dataset, task_id)), job.seeds, environments
         )
     expert, random = _yardsticks(job, dataset, task_id)
+
+    def score(value: float) -> float:
+        return normalized_score(value, expert=expert, random=random)
+
+    low, high = mean_interval(np.asarray(returns))
     return EvaluationResult(
         task_id=task_id,
         episode_returns=returns,
         expert_return=expert,
         random_return=random,
         nearest_neighbour_return=float(np.mean(neighbour)),
-        normalized_score=normalized_score(float(np.mean(returns)), expert=expert, random=random),
+        normalized_score=score(float(np.mean(returns))),
+        score_interval=(score(low), score(high)),
         episode_lengths=lengths,
         guard_events=guard_events,
     )
+
+
+def summarize(results: Sequence[EvaluationResult]) -> dict[str, Any]:
+    """Over all tasks: mean and lowest score, interquartile mean of the episodes' scores with its 95% interval."""
+    if not results:
+        return {}
+    episodes = [
+        np.array(
+            [
+                normalized_score(value, expert=result.expert_return, random=result.random_return)
+                for value in result.episode_returns
+            ]
+        )
+        for result in results
+    ]
+    values = [result.normalized_score for result in results]
+    return {
+        "num_tasks": len(results),
+        "mean": float(np.mean(values)),
+        "lowest": min(values),
+        "tasks_at_half_of_the_specialist": sum(value >= 50 for value in values),
+        "interquartile_mean": interquartile_mean(np.concatenate(episodes)),
+        "interquartile_interval": interquartile_interval(episodes),
+    }
 
 
 def _yardsticks(job: EvaluationJob, dataset: Dataset, task_id: str) -> tuple[float, float]:

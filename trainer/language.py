@@ -30,6 +30,7 @@ from tokenization.vocabulary import PATCH_PLACEHOLDER, SEPARATOR, VOCABULARY_SIZ
 from trainer import checkpoint
 from trainer.attention import SegmentedAttention
 from trainer.batch import collate
+from trainer.config import SamplerConfig
 from trainer.decoder import Fragment
 from trainer.generate import generate, observation_of
 from trainer.loss import BITS_PER_NAT, target_losses
@@ -212,7 +213,8 @@ class _Evaluation:
             start = int(self._data.timestep_offsets[step])
             end = min(int(self._data.timestep_offsets[step + 1]), start + self._config.context_tokens)
             pieces = [Piece(start=start, end=end)]
-            row = assemble([(0, self._data, pieces)], length=end - start, text_observation_weight=0.0, rng=_NO_RNG)
+            config = SamplerConfig(context_tokens=end - start, text_observation_weight=0.0)
+            row = assemble([(0, self._data, pieces)], config=config, rng=_NO_RNG)
             batch = collate([row])
             hidden = self._model(batch.inputs, SegmentedAttention.from_lengths(row.segment_lengths))
             losses = target_losses(self._model, hidden, batch.targets, 0.0)

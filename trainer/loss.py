@@ -36,15 +36,6 @@ class Targets:
     is_text: Tensor
     tasks: Tensor
 
-    def to(self, device: torch.device) -> Targets:
-        """The same on another device."""
-        return Targets(
-            **{
-                field.name: getattr(self, field.name).to(device, non_blocking=True)
-                for field in dataclasses.fields(self)
-            }
-        )
-
 
 def soft_bin_labels(bins_K: Tensor, sigma_bins: float) -> Tensor:
     """Labels [K, 1024]: a Gaussian around each bin, so that a near miss costs less than a far one.

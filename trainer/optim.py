@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from torch import nn
 
 from episode_store.errors import UserError
 from trainer.config import OptimizerConfig
@@ -21,7 +22,7 @@ class Optimizer:
 
     def __init__(self, model: Generalist, config: OptimizerConfig) -> None:
         bins = model.embedding.bins.weight
-        matrices = [parameter for parameter in model.blocks.parameters() if parameter.ndim == 2]
+        matrices = [layer.weight for layer in model.blocks.modules() if isinstance(layer, nn.Linear)]
         known = {id(parameter) for parameter in (bins, *matrices)}
         others = [parameter for parameter in model.parameters() if id(parameter) not in known]
         groups = [
@@ -51,6 +52,10 @@ class Optimizer:
         for part in self.parts:
             scaler.step(part)
         scaler.update()
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops the gradients."""
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
@@ -121,7 +126,8 @@ def learning_rate(step: int, total_steps: int, config: OptimizerConfig) -> float
     """Linear warm-up, then a cosine to `final_learning_rate_share` of the peak at `total_steps`."""
     warmup = min(config.warmup_steps, max(1, total_steps // 5))
     if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
+        start = config.initial_learning_rate
+        return start + (config.learning_rate - start) * (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
     low = config.final_learning_rate_share
     return config.learning_rate * (low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * progress)))

@@ -18,11 +18,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import IO, Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from episode_store.errors import UserError
@@ -77,13 +80,40 @@ class Ranks:
         if self.size > 1:
             distributed.barrier()
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """A module whose backward pass averages the gradients over all ranks."""
+    def wrap(self, learner: nn.Module, blocks: Iterable[nn.Module], *, sharding: str) -> nn.Module:
+        """A module whose backward pass averages the gradients over all ranks.
+
+        Args:
+          learner: the network and its loss.
+          blocks: parts of it that are gathered one at a time under "fsdp".
+          sharding: "ddp" keeps everything on each rank; "fsdp" cuts the tensors of `learner` itself into parts, so
+            make the optimizer afterwards.
+
+        Raises:
+          UserError: for another name.
+        """
+        if sharding not in ("ddp", "fsdp"):
+            raise UserError(f"sharding {sharding!r}: expected ddp or fsdp")
         if self.size == 1:
-            return module
+            return learner
+        if sharding == "fsdp":
+            mesh = init_device_mesh(self.device.type, (self.size,))
+            for block in blocks:
+                fully_shard(block, mesh=mesh)
+            fully_shard(learner, mesh=mesh)
+            return learner
         # A rank whose rows hold no picture has no gradient for the embedding of patches; another one may.
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True)
+        return DistributedDataParallel(learner, device_ids=devices, find_unused_parameters=True)
+
+
+def averaging(learner: nn.Module, *, wanted: bool) -> AbstractContextManager[object]:
+    """Backward passes inside it average gradients over the ranks, or only add them up on their own."""
+    if isinstance(learner, FSDPModule):
+        learner.set_requires_gradient_sync(wanted)
+    elif isinstance(learner, DistributedDataParallel) and not wanted:
+        return learner.no_sync()
+    return contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -58,7 +58,62 @@ def demo() -> TrainConfig:
     return dataclasses.replace(base, sampler=sampler)
 
 
-PRESETS: dict[str, Callable[[], TrainConfig]] = {"demo": demo, "tiny": tiny}
+def small() -> TrainConfig:
+    """What a few hours of a CPU train: 5 million weights beside the embedding."""
+    base = tiny()
+    return dataclasses.replace(
+        base,
+        model=ModelConfig(width=256, num_blocks=6, num_heads=8, key_size=32, feed_forward_size=1408),
+        sampler=dataclasses.replace(base.sampler, context_tokens=512),
+        optimizer=dataclasses.replace(base.optimizer, learning_rate=1e-3, warmup_steps=200),
+        batch_size=16,
+        steps=30_000,
+    )
+
+
+def _paper(learning_rate: float, model: ModelConfig) -> TrainConfig:
+    """The paper's recipe but for rotary positions; `--set model.positions=relative` is the paper's network."""
+    return TrainConfig(
+        model=dataclasses.replace(model, stochastic_depth=0.1),
+        sampler=SamplerConfig(
+            context_tokens=1024,
+            short_segment_share=0.0,
+            early_start_share=0.0,
+            long_segment_tokens=1024,
+            prompt_steps=4,
+        ),
+        optimizer=OptimizerConfig(
+            learning_rate=learning_rate, initial_learning_rate=1e-7, warmup_steps=15_000, bin_learning_rate_share=1.0
+        ),
+        batch_size=512,
+        steps=1_000_000,
+        checkpoint_every_steps=1_000,
+    )
+
+
+def gato_79m() -> TrainConfig:
+    """The paper's smallest network."""
+    return _paper(1e-4, ModelConfig(width=768, num_blocks=8, num_heads=24, key_size=32, feed_forward_size=3072))
+
+
+def gato_364m() -> TrainConfig:
+    """The paper's middle network."""
+    return _paper(2e-4, ModelConfig(width=1536, num_blocks=12, num_heads=12, key_size=128, feed_forward_size=6144))
+
+
+def gato_1180m() -> TrainConfig:
+    """Gato itself."""
+    return _paper(1e-4, ModelConfig(width=2048, num_blocks=24, num_heads=16, key_size=128, feed_forward_size=8192))
+
+
+PRESETS: dict[str, Callable[[], TrainConfig]] = {
+    "demo": demo,
+    "tiny": tiny,
+    "small": small,
+    "79m": gato_79m,
+    "364m": gato_364m,
+    "1180m": gato_1180m,
+}
 
 
 def get(name: str) -> TrainConfig:

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from collectors.scores import normalized_score
+from trainer.metrics import METRICS_FILE
 from trainer.report_charts import Curve, ScoreBar, curve_color, histogram, line_chart, score_bars
 from trainer.report_html import MissingInputError, card, number, percent, read_json, terms
-from trainer.train import METRICS_FILE
+from trainer.statistics import mean_interval
 
 SCORES_FILE = "scores.json"
 DATASET_FILE = "shards/dataset.json"
-_NUM_RESAMPLES = 2000
 
 
 def dataset(run: Path) -> Mapping[str, Any]:
@@ -53,7 +53,7 @@ def _score(row: Mapping[str, Any]) -> _Score:
     def score(value: float) -> float:
         return normalized_score(value, expert=expert, random=random)
 
-    low, high = confidence_interval(returns)
+    low, high = mean_interval(returns)
     bar = ScoreBar(
         name=row["task_id"],
         score=score(float(returns.mean())),
@@ -61,13 +61,6 @@ def _score(row: Mapping[str, Any]) -> _Score:
         neighbour=None if neighbour is None else score(neighbour),
     )
     return _Score(expert=expert, random=random, generalist=float(returns.mean()), neighbour=neighbour, bar=bar)
-
-
-def confidence_interval(returns: np.ndarray) -> tuple[float, float]:
-    """95% percentile bootstrap of the mean of `returns` [N] (Efron 1979), always the same for the same returns."""
-    picks = np.random.default_rng(0).integers(len(returns), size=(_NUM_RESAMPLES, len(returns)))
-    low, high = np.percentile(returns[picks].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -104,9 +97,11 @@ def _read_metrics(run: Path) -> list[Mapping[str, Any]]:
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             continue  # cut short by a kill
+        if "loss" in row:  # others tell of single events
+            rows.append(row)
     return rows
 
 

@@ -15,7 +15,8 @@ import numpy as np
 from episode_store.errors import UserError
 from episode_store.spec import Modality
 from tokenization import image_patches
-from tokenization.token_sequence import TargetKind
+from tokenization.token_sequence import ACTION_POSITION, TargetKind
+from tokenization.vocabulary import PATCH_PLACEHOLDER, SEPARATOR
 from trainer.config import SamplerConfig
 from trainer.shards import TaskData
 
@@ -106,13 +107,7 @@ class Sampler:
                 continue
             chosen.append((index, self._tasks[index], pieces))
             room -= sum(piece.end - piece.start for piece in pieces)
-        return assemble(
-            chosen,
-            length=self._config.context_tokens,
-            text_observation_weight=self._config.text_observation_weight,
-            rng=rng,
-            action_weights=self._action_weights,
-        )
+        return assemble(chosen, config=self._config, rng=rng, action_weights=self._action_weights)
 
     def _segment(self, task: TaskData, rng: np.random.Generator) -> list[Piece]:
         """A segment, behind a prompt or not."""
@@ -173,8 +168,7 @@ class Sampler:
 def assemble(
     chosen: Sequence[tuple[int, TaskData, list[Piece]]],
     *,
-    length: int,
-    text_observation_weight: float,
+    config: SamplerConfig,
     rng: np.random.Generator,
     action_weights: np.ndarray | None = None,
 ) -> PackedSequence:
@@ -182,6 +176,7 @@ def assemble(
 
     `action_weights` has the weight of an action in the loss by the number of its task; 1 without it.
     """
+    length = config.context_tokens
     tokens = np.zeros(length, dtype=np.int64)
     local_positions = np.zeros(length, dtype=np.int64)
     positions = np.zeros(length, dtype=np.int64)
@@ -194,26 +189,35 @@ def assemble(
         action_weight = 1.0 if action_weights is None else action_weights[index]
         acts_in_text = any(spec.modality == Modality.TEXT for spec in task.task.action_spec.values())
         segment_start = place
+        contrast, brightness = 1.0, 0.0
+        if config.image_jitter and len(task.patch_slots):
+            change, brightness = rng.uniform(-config.image_jitter, config.image_jitter, 2)
+            contrast = 1.0 + change
         for piece in pieces:
             size = piece.end - piece.start
             tokens[place : place + size] = task.tokens[piece.start : piece.end]
             local_positions[place : place + size] = task.local_positions[piece.start : piece.end]
             kinds = task.targets[piece.start : piece.end]
+            token_weights = np.choose(kinds, (0.0, action_weight, config.text_observation_weight))
+            if config.observation_weight:
+                token_weights[_is_observed_number(task, piece)] = config.observation_weight
+            if config.past_action_dropout and not task.task.is_corpus:
+                later = _drop_actions(tokens[place : place + size], task, piece, config.past_action_dropout, rng)
+                token_weights[later] = 0.0
             # The first token of a segment has no token before it that could predict it.
-            is_target = kinds > 0 if text_observation_weight else kinds == TargetKind.ACTION
-            is_target[: int(place == segment_start)] = False
-            (places,) = np.nonzero(is_target)
+            token_weights[: int(place == segment_start)] = 0.0
+            (places,) = np.nonzero(token_weights)
             if len(places):
-                observed = kinds[places] == TargetKind.OBSERVATION_TEXT
                 slots.append(place + places - 1)
-                ids.append(tokens[place + places])
-                weights.append(np.where(observed, text_observation_weight, action_weight))
-                is_text.append(observed | acts_in_text)
+                ids.append(task.tokens[piece.start + places])
+                weights.append(token_weights[places])
+                kinds = kinds[places]
+                is_text.append((kinds == TargetKind.OBSERVATION_TEXT) | ((kinds == TargetKind.ACTION) & acts_in_text))
                 tasks.append(np.full(len(places), index))
             if len(task.patch_slots):
                 low, high = np.searchsorted(task.patch_slots, (piece.start, piece.end))
                 unique, inverse = np.unique(task.patch_index[low:high], return_inverse=True)
-                patch_tables.append(task.patches[unique])
+                patch_tables.append(_jittered(task.patches[unique], contrast, brightness))
                 patch_slots.append(task.patch_slots[low:high] - piece.start + place)
                 patch_index.append(inverse + num_patches)
                 patch_positions.append(image_patches.training_positions(task.patch_intervals[low:high], rng))
@@ -241,6 +245,37 @@ def assemble(
         target_tasks=_join(tasks, np.int64),
         num_real=place,
     )
+
+
+def _is_observed_number(task: TaskData, piece: Piece) -> np.ndarray:
+    """Which tokens of a piece are discrete values or bins of an observation."""
+    tokens = task.tokens[piece.start : piece.end]
+    inside = task.local_positions[piece.start : piece.end] != ACTION_POSITION
+    unasked = task.targets[piece.start : piece.end] == TargetKind.NONE
+    return inside & unasked & (tokens != SEPARATOR) & (tokens != PATCH_PLACEHOLDER)
+
+
+def _drop_actions(
+    tokens: np.ndarray, task: TaskData, piece: Piece, probability: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Hides the actions of some steps, all but the last of a piece's, in `tokens`; returns the places that lose their
+    meaning as targets: in a hidden action every token but the first."""
+    is_action = task.local_positions[piece.start : piece.end] == ACTION_POSITION
+    starts = np.flatnonzero(is_action & ~np.concatenate(([False], is_action[:-1])))
+    step = np.cumsum(np.isin(np.arange(len(tokens)), starts)) - 1
+    dropped = rng.random(len(starts)) < probability
+    dropped[-1:] = False
+    hidden = np.flatnonzero(is_action & dropped[step]) if len(starts) else starts
+    tokens[hidden] = SEPARATOR
+    return np.setdiff1d(hidden, starts)
+
+
+def _jittered(patches: np.ndarray, contrast: float, brightness: float) -> np.ndarray:
+    """uint8 patches around mid-grey times `contrast`, and lighter by `brightness` of the range."""
+    if contrast == 1.0 and brightness == 0.0:
+        return patches
+    changed = (patches.astype(np.float32) - 127.5) * contrast + 127.5 + 255.0 * brightness
+    return np.clip(np.rint(changed), 0, 255).astype(np.uint8)
 
 
 def _weight(task_id: str, weights: Mapping[str, float]) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import mmap
-import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,11 @@ import numpy as np
 from episode_store.command_line import progress
 from episode_store.errors import UserError
 from episode_store.task import TaskSpec
-from tokenization.shard_format import Pack, decode_pack
+from tokenization.shard_format import FORMAT, Pack, decode_pack
 from tokenization.text import TextTokenizer
 from tokenization.token_sequence import TokenSequence, observation_positions
 from tokenization.vocabulary import PATCH_PLACEHOLDER, VOCABULARY_SIZE
+from trainer.tar_index import tar_members
 
 DATASET_FILE = "dataset.json"
 TEXT_MODEL_FILE = "text.model"
@@ -87,13 +87,15 @@ class Dataset:
 
     path: Path
     info: Mapping[str, Any]
+    # What `load` left out, a sentence a shard.
+    damage: list[str] = dataclasses.field(default_factory=list)
 
     @classmethod
     def open(cls, path: str | Path) -> Dataset:
         """Reads `dataset.json`.
 
         Raises:
-          UserError: when the folder holds no complete shards, or those of another vocabulary.
+          UserError: when the folder holds no complete shards, or those of another format or vocabulary.
         """
         path = Path(path)
         file = path / DATASET_FILE
@@ -105,6 +107,10 @@ class Dataset:
             info = json.loads(file.read_text())
         except ValueError as error:
             raise UserError(f"{file}: not JSON ({error}); build the shards again") from None
+        if info.get("format") != FORMAT:
+            raise UserError(
+                f"{file}: expected format {FORMAT}, got {info.get('format')}; run `beam_jobs build-shards` again"
+            )
         if info.get("vocabulary_size") != VOCABULARY_SIZE:
             raise UserError(f"{file}: expected vocabulary {VOCABULARY_SIZE}, got {info.get('vocabulary_size')}")
         return cls(path=path, info=info)
@@ -118,13 +124,20 @@ class Dataset:
         """The SentencePiece model that the shards were made with."""
         return TextTokenizer.load(self.path / TEXT_MODEL_FILE)
 
-    def packs(self, split: str = "train", task_id: str | None = None) -> Iterator[Pack]:
-        """Every pack of a split, in the order of the shards."""
+    def packs(self, split: str = "train", task_id: str | None = None, *, damaged: str = "stop") -> Iterator[Pack]:
+        """Every pack of a split, in the order of the shards; a damaged shard is left out whole with "skip"."""
         for shard in self.info["shards"]:
             if shard["split"] == split and task_id in (None, shard["task_id"]):
-                yield from read_shard(
+                packs = read_shard(
                     self.path / shard["file"], num_samples=shard["num_samples"], num_bytes=shard["bytes"]
                 )
+                if damaged == "skip":
+                    try:
+                        packs = iter(list(packs))
+                    except UserError as error:
+                        self.damage.append(str(error))
+                        continue
+                yield from packs
 
     @property
     def has_text_model(self) -> bool:
@@ -138,11 +151,18 @@ class Dataset:
             raise UserError(f"{self.path}: no {split} data of {task_id}; there is {sorted(self.tasks)}")
         return _join(self.tasks[task_id], packs)
 
-    def load(self, split: str = "train") -> dict[str, TaskData]:
-        """Task id -> its data, in lexicographic order."""
+    def load(self, split: str = "train", *, damaged: str = "stop") -> dict[str, TaskData]:
+        """Task id -> its data, in lexicographic order.
+
+        Args:
+          split: "train" or "validation".
+          damaged: "stop" raises at a damaged shard, "skip" leaves it out and notes it in `damage`.
+        """
         packs: dict[str, list[Pack]] = {}
         total = sum(shard["num_samples"] for shard in self.info["shards"] if shard["split"] == split)
-        for pack in progress(self.packs(split), description=f"reading {split} shards", total=total, unit="packs"):
+        for pack in progress(
+            self.packs(split, damaged=damaged), description=f"reading {split} shards", total=total, unit="packs"
+        ):
             packs.setdefault(pack.task_id, []).append(pack)
         tasks = self.tasks
         return {task_id: _join(tasks[task_id], packs[task_id]) for task_id in sorted(packs)}
@@ -154,20 +174,18 @@ def read_shard(path: Path, *, num_samples: int, num_bytes: int) -> Iterator[Pack
     Raises:
       UserError: when the file is missing, cut short, or holds another number of samples than the manifest says.
     """
+    samples: dict[str, dict[str, Any]] = {}
     try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with path.open("rb") as file:
             view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            if len(view) != num_bytes:
-                raise tarfile.ReadError(f"expected {num_bytes} bytes, got {len(view)}")
-            samples: dict[str, dict[str, Any]] = {}
-            for member in tar.getmembers():
-                key, _, extension = member.name.partition(".")
-                if member.offset_data + member.size > len(view):
-                    raise tarfile.ReadError("unexpected end of data")
-                samples.setdefault(key, {})[extension] = view[member.offset_data : member.offset_data + member.size]
+        if len(view) != num_bytes:
+            raise ValueError(f"expected {num_bytes} bytes, got {len(view)}")
+        for name, start, stop in tar_members(view):
+            key, _, extension = name.partition(".")
+            samples.setdefault(key, {})[extension] = view[start:stop]
     except FileNotFoundError:
         raise UserError(f"{path}: shard missing; run the same `beam_jobs build-shards` again to restore it") from None
-    except (tarfile.TarError, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: shard damaged ({error}); run `beam_jobs build-shards` again to restore it") from None
     if len(samples) != num_samples:
         raise UserError(

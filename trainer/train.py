@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import json
 import math
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
+from tqdm import tqdm
 
 from episode_store.command_line import progress
 from episode_store.errors import UserError
 from episode_store.files import hold, write_json
 from trainer import checkpoint, parallel
-from trainer.batch import Batch, batches
-from trainer.config import TrainConfig
+from trainer.batch import Batch, batches, collate
+from trainer.config import ModelConfig, TrainConfig
+from trainer.flops import peak_flops, training_flops
 from trainer.loss import target_losses, weighted_mean
+from trainer.metrics import METRICS_FILE, RECENT_STEPS, Metrics
 from trainer.model import Generalist, num_parameters
 from trainer.optim import Optimizer, learning_rate
-from trainer.parallel import Ranks
+from trainer.parallel import Ranks, averaging
 from trainer.precision import autocast, choose_device, choose_precision, make_scaler
 from trainer.sampler import Sampler
 from trainer.shards import Dataset
 
-METRICS_FILE = "metrics.jsonl"
-# With `budget_seconds` the schedule's length follows the measured speed; a machine may slow down half-way.
-_CALIBRATE_EVERY_STEPS = 50
+_MOST_SKIPPED_IN_A_ROW = 10
 _LOCK_FILE = ".lock"
 # What a killed run leaves needs a moment to be gone.
 _LOCK_SECONDS = 5.0
@@ -55,93 +57,113 @@ def train(dataset: Dataset, run: Path, config: TrainConfig) -> dict[str, Any]:
 
 def _train(dataset: Dataset, run: Path, config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
     device = ranks.device
-    if config.batch_size < ranks.size:
-        raise UserError(f"batch_size {config.batch_size}: expected a row for each of the {ranks.size} ranks, or more")
+    _check(config, ranks)
     if ranks.is_first:
         _begin(run, config, dataset)
     ranks.wait()
-    data = dataset.load("train")
+    data = dataset.load("train", damaged=config.damaged_shards)
     sampler = Sampler(data, config.sampler, config.seed)
+    validation = _validation_batches(dataset, config, ranks)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
     model = Generalist(config.model)
     model.initialize(config.seed)
-    model.to(device).train()
-    optimizer = Optimizer(model, config.optimizer)
+    model.checkpoint_activations = config.checkpoint_activations
     existing = checkpoint.list_checkpoints(run)
     if not existing:
         precision = ranks.share(choose_precision(config.precision, device))
         state = _TrainingState(step=0, total_steps=config.steps, seconds=0.0, num_tokens=0, precision=precision)
     else:
         saved = checkpoint.read_state(existing[-1])
-        state = _TrainingState(**{field.name: saved[field.name] for field in dataclasses.fields(_TrainingState)})
+        state = _TrainingState(**{f.name: saved[f.name] for f in dataclasses.fields(_TrainingState) if f.name in saved})
         checkpoint.load_weights(existing[-1], model)
-        checkpoint.load_optimizer(existing[-1], model, optimizer)
         # "auto" measures the machine; a resumed run keeps what was chosen at its start.
         precision = choose_precision(state.precision, device)
+    model.to(device).train()
+    learner: nn.Module = Learner(model, config.action_label_sigma_bins)
+    if config.compile:
+        learner.compile(dynamic=True)
+    learner = ranks.wrap(learner, model.blocks, sharding=config.sharding)
+    optimizer = Optimizer(model, config.optimizer)
+    if existing:
+        checkpoint.load_optimizer(existing[-1], model, optimizer)
     ranks.wait()  # from here on the first rank writes checkpoints
     scaler = make_scaler(precision, device)
-    learner: nn.Module = _Learner(model, config.action_label_sigma_bins)
-    if config.compile:
-        learner = torch.compile(learner)  # type: ignore[assignment]
-    learner = ranks.wrap(learner)
     with contextlib.ExitStack() as stack:
-        metrics = stack.enter_context(_Metrics(run, sampler.task_ids, state.step, ranks))
-        source: Iterator[Batch] = batches(
+        peak = peak_flops(device, precision)
+        metrics = stack.enter_context(Metrics(run, sampler.task_ids, state.step, ranks, peak))
+        writer = stack.enter_context(checkpoint.Writer(run, keep=config.keep_checkpoints))
+        source = batches(
             sampler,
             batch_size=config.batch_size,
             first_step=state.step,
             steps_ahead=4 if device.type == "cuda" else 0,
             rank=ranks.rank,
             ranks=ranks.size,
+            parts=config.accumulation_steps,
+            pin=device.type == "cuda",
+            timeout_seconds=config.loader_timeout_seconds,
         )
         stack.callback(source.close)  # type: ignore[attr-defined]
         bar = stack.enter_context(progress(description="training", total=state.total_steps, unit="steps"))
         bar.disable = not ranks.is_first
         bar.update(state.step)
+        ended = time.perf_counter()
+        parts = _moved(next(source), device)
+        waited = time.perf_counter() - ended
         while state.step < state.total_steps:
-            waited = time.perf_counter()
-            batch = next(source).to(device)
-            began = time.perf_counter()
+            # Dropout and stochastic depth draw from here, so a resumed run draws the same.
+            torch.manual_seed(config.seed * 1_000_003 + state.step)
             rate = learning_rate(state.step, state.total_steps, config.optimizer)
             optimizer.set_learning_rate(rate)
-            total_weight, num_tokens = ranks.sum(
-                torch.stack([batch.targets.weights.sum(), torch.tensor(float(batch.num_real_tokens), device=device)])
-            )
-            with autocast(precision, device):
-                losses, share = learner(batch, total_weight.clamp_min(1e-6))
-            # DistributedDataParallel takes the mean over the ranks; the shares are to be added.
-            scaler.scale(share * ranks.size).backward()
-            loss, losses = ranks.sum(share.detach()), losses.detach()
+            total_weight, num_tokens, flops = _sums(parts, config.model, ranks)
+            loss, losses = _accumulate(learner, parts, total_weight, ranks, scaler, precision)
+            # The GPU is still at work: the next batch is made ready and copied meanwhile.
+            began = time.perf_counter()
+            upcoming = _moved(next(source), device)
+            next_waited = time.perf_counter() - began
             optimizer.unscale(scaler)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.gradient_clip_norm)
-            if not math.isfinite(float(loss)) or (not math.isfinite(float(norm)) and not scaler.is_enabled()):
-                raise NonFiniteLossError(
-                    f"step {state.step}: loss {float(loss)}, gradient norm {float(norm)}: not finite; worst task "
-                    f"{metrics.worst_task(losses, batch)}; lower optimizer.learning_rate and run again"
-                )
-            optimizer.step(scaler)
+            norm = _whole(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.gradient_clip_norm))
+            finite = math.isfinite(float(loss)) and (math.isfinite(float(norm)) or scaler.is_enabled())
+            if finite:
+                state.skipped_in_a_row = 0
+                optimizer.step(scaler)
+                for part, values in zip(parts, losses, strict=True):
+                    metrics.add_targets(values, part)
+            else:
+                source_task = _first_broken(sampler.task_ids, parts, losses, ranks)
+                said = f"loss {float(loss)}, gradient norm {float(norm)}: not finite; {source_task}"
+                _skip_or_stop(state, config, metrics, ranks, f"{said}{_broken_gradient(model)}")
+                optimizer.forget()
             state.step += 1
-            state.num_tokens += int(num_tokens)
+            state.num_tokens += num_tokens
             now = time.perf_counter()
-            state.seconds += now - waited
-            metrics.add(
-                losses,
-                batch,
-                loss=float(loss),
-                norm=float(norm),
-                tokens=float(num_tokens),
-                waited=began - waited,
-                seconds=now - waited,
+            seconds, ended = now - ended, now
+            state.seconds += seconds
+            metrics.add_step(
+                loss=float(loss) if finite else 0.0,
+                norm=float(norm) if finite else 0.0,
+                tokens=num_tokens,
+                flops=flops,
+                waited=waited,
+                seconds=seconds,
             )
+            parts, waited = upcoming, next_waited
             if state.step % config.log_every_steps == 0 or state.step == state.total_steps:
                 row = metrics.log(state.step, rate)
-                bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s")
+                utilisation = f", MFU {row['mfu']:.1%}" if row["mfu"] else ""
+                bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s{utilisation}")
             bar.update(1)
-            if config.budget_seconds and state.step % _CALIBRATE_EVERY_STEPS == 0:
+            if config.budget_seconds and state.step % RECENT_STEPS == 0:
                 state.total_steps = ranks.share(_steps_in_budget(state, config, metrics.recent_seconds_per_step))
                 bar.total = state.total_steps
-            if ranks.is_first and (state.step % config.checkpoint_every_steps == 0 or state.step == state.total_steps):
-                metrics.flush()
-                checkpoint.save(run, step=state.step, model=model, optimizer=optimizer, state=dataclasses.asdict(state))
+            if state.step % config.checkpoint_every_steps == 0 or state.step == state.total_steps:
+                state.validation_loss = _validation_loss(learner, validation, ranks, precision)
+                if state.validation_loss is not None:
+                    metrics.add_event(step=state.step, validation_loss=state.validation_loss)
+                tensors = checkpoint.snapshot(model, optimizer)  # all ranks have a part in it
+                if ranks.is_first:
+                    metrics.flush()
+                    writer.write(tensors, dataclasses.asdict(state))
         ranks.wait()
     return {
         "steps": state.step,
@@ -151,8 +173,126 @@ def _train(dataset: Dataset, run: Path, config: TrainConfig, ranks: Ranks) -> di
         "precision": precision,
         "device": str(device),
         "ranks": ranks.size,
+        "skipped_steps": state.skipped,
+        "damaged_shards": dataset.damage,
+        "validation_loss": state.validation_loss,
         "checkpoint": str(checkpoint.latest(run)),
     }
+
+
+def _sums(parts: Sequence[Batch], shape: ModelConfig, ranks: Ranks) -> tuple[torch.Tensor, int, float]:
+    """Weight of the targets, tokens and operations of a step, over all its parts and ranks."""
+    facts = [
+        sum(part.total_weight for part in parts),
+        float(sum(part.work.tokens for part in parts)),
+        sum(training_flops(shape, part.work) for part in parts),
+    ]
+    weight, tokens, flops = ranks.sum(torch.tensor(facts, dtype=torch.float64, device=ranks.device))
+    return weight.float().clamp_min(1e-6), int(tokens), float(flops)
+
+
+def _accumulate(
+    learner: nn.Module,
+    parts: Sequence[Batch],
+    total_weight: torch.Tensor,
+    ranks: Ranks,
+    scaler: torch.amp.GradScaler,
+    precision: str,
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Gradients of all parts of a step; returns its loss over all ranks, and the targets' losses part by part."""
+    shares, all_losses = [], []
+    for number, part in enumerate(parts, start=1):
+        with averaging(learner, wanted=number == len(parts)):
+            with autocast(precision, ranks.device):
+                losses, share = learner(part, total_weight)
+            # Gradients are averaged over the ranks; the shares are to be added.
+            scaler.scale(share * ranks.size).backward()
+        shares.append(share.detach())
+        all_losses.append(losses.detach())
+    return ranks.sum(torch.stack(shares).sum()), all_losses
+
+
+def _moved(parts: Sequence[Batch], device: torch.device) -> tuple[Batch, ...]:
+    return tuple(part.to(device) for part in parts)
+
+
+def _whole(value: torch.Tensor) -> torch.Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _check(config: TrainConfig, ranks: Ranks) -> None:
+    """Refuses what cannot work before anything is read."""
+    for name, allowed in (("non_finite", ("stop", "skip")), ("damaged_shards", ("stop", "skip"))):
+        if getattr(config, name) not in allowed:
+            raise UserError(f"{name} {getattr(config, name)!r}: expected {' or '.join(allowed)}")
+    if config.accumulation_steps < 1 or config.batch_size < ranks.size * config.accumulation_steps:
+        raise UserError(
+            f"batch_size {config.batch_size}: expected a row or more for each of the {ranks.size} ranks and each of "
+            f"the {config.accumulation_steps} accumulation_steps"
+        )
+    if config.sharding == "fsdp" and ranks.size > 1 and config.optimizer.matrix_optimizer == "muon":
+        raise UserError(
+            "sharding fsdp: Muon needs whole matrices and each rank has a part; use --set "
+            "optimizer.matrix_optimizer=adamw, or sharding=ddp"
+        )
+
+
+def _validation_batches(dataset: Dataset, config: TrainConfig, ranks: Ranks) -> list[Batch]:
+    """This rank's held-out sequences, the same at every checkpoint."""
+    if not config.validation_sequences:
+        return []
+    data = dataset.load("validation", damaged=config.damaged_shards)
+    sampler = Sampler(data, config.sampler, config.seed)
+    rows = [sampler.sequence(number) for number in range(ranks.rank, config.validation_sequences, ranks.size)]
+    size = max(1, config.batch_size // ranks.size // config.accumulation_steps)
+    return [collate(rows[start : start + size]).to(ranks.device) for start in range(0, len(rows), size)]
+
+
+@torch.no_grad()
+def _validation_loss(learner: nn.Module, parts: Sequence[Batch], ranks: Ranks, precision: str) -> float | None:
+    """Mean by weight over the held-out targets of all ranks, in nats; None where none are wanted."""
+    one = torch.ones((), device=ranks.device)
+    sums = torch.zeros(2, dtype=torch.float64, device=ranks.device)
+    learner.eval()
+    for part in parts:
+        with autocast(precision, ranks.device):
+            sums += torch.stack([learner(part, one)[1].double(), part.targets.weights.sum().double()])
+    learner.train()
+    total, weight = ranks.sum(sums)
+    return float(total / weight) if weight else None
+
+
+def _first_broken(task_ids: Sequence[str], parts: Sequence[Batch], losses: Sequence[torch.Tensor], ranks: Ranks) -> str:
+    """Where a step that is not finite comes from; all ranks call it."""
+    counts = torch.zeros(len(task_ids), device=ranks.device)
+    for part, values in zip(parts, losses, strict=True):
+        counts.index_add_(0, part.targets.tasks, (~values.isfinite()).float())
+    counts = ranks.sum(counts)
+    if not bool(counts.any()):
+        return "every target's loss is finite"
+    return f"first in task {task_ids[int(counts.nonzero()[0])]}"
+
+
+def _broken_gradient(model: nn.Module) -> str:
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and not bool(_whole(parameter.grad).isfinite().all()):
+            return f", in the gradient of {name}"
+    return ""
+
+
+def _skip_or_stop(state: _TrainingState, config: TrainConfig, metrics: Metrics, ranks: Ranks, said: str) -> None:
+    """What `non_finite` says.
+
+    Raises:
+      NonFiniteLossError: by policy, or after too many steps in a row.
+    """
+    state.skipped += 1
+    state.skipped_in_a_row += 1
+    metrics.add_event(step=state.step, skipped=said)
+    if config.non_finite == "stop" or state.skipped_in_a_row >= _MOST_SKIPPED_IN_A_ROW:
+        raise NonFiniteLossError(f"step {state.step}: {said}; lower optimizer.learning_rate and run again")
+    if ranks.is_first:
+        tqdm.write(f"trainer: step {state.step}: {said}; the step is skipped", file=sys.stderr)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -164,9 +304,12 @@ class _TrainingState:
     seconds: float
     num_tokens: int
     precision: str
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    validation_loss: float | None = None
 
 
-class _Learner(nn.Module):
+class Learner(nn.Module):
     """The forward pass as one module, for compilation and for the averaging of gradients."""
 
     def __init__(self, model: Generalist, sigma_bins: float) -> None:
@@ -218,102 +361,3 @@ def _begin(run: Path, config: TrainConfig, dataset: Dataset) -> None:
     else:
         (run / METRICS_FILE).unlink(missing_ok=True)
     write_json(file, body)
-
-
-class _Metrics:
-    """Means over the steps since the last log line, to JSON lines and TensorBoard."""
-
-    def __init__(self, run: Path, task_ids: list[str], first_step: int, ranks: Ranks) -> None:
-        self._task_ids, self._ranks = task_ids, ranks
-        self._recent: collections.deque[float] = collections.deque(maxlen=_CALIBRATE_EVERY_STEPS)
-        self._reset()
-        if ranks.is_first:
-            self._open(run, first_step)
-
-    def _open(self, run: Path, first_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        path = run / METRICS_FILE
-        lines = path.read_text().splitlines() if path.exists() else []
-        # Lines after the checkpoint that we resume from are written again.
-        kept = [line for line in lines if _step_of(line) <= first_step]
-        self._file = path.open("w")
-        self._file.writelines(line + "\n" for line in kept)
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
-
-    def __enter__(self) -> _Metrics:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._ranks.is_first:
-            self._file.close()
-            self._board.close()
-
-    @property
-    def recent_seconds_per_step(self) -> float:
-        """Mean over the last `_CALIBRATE_EVERY_STEPS` steps."""
-        return sum(self._recent) / len(self._recent)
-
-    def _reset(self) -> None:
-        self._sums = torch.zeros(len(self._task_ids))
-        self._counts = torch.zeros(len(self._task_ids))
-        self._totals = {"loss": 0.0, "norm": 0.0, "waited": 0.0, "seconds": 0.0, "tokens": 0.0}
-        self._steps = 0
-
-    def add(self, losses: torch.Tensor, batch: Batch, **values: float) -> None:
-        """One step's numbers: losses of this rank's targets; loss, norm and tokens of all ranks; waited, seconds."""
-        tasks = batch.targets.tasks.cpu()
-        self._sums.index_add_(0, tasks, losses.cpu())
-        self._counts.index_add_(0, tasks, torch.ones(len(tasks)))
-        for name, value in values.items():
-            self._totals[name] += value
-        self._steps += 1
-        self._recent.append(values["seconds"])
-
-    def worst_task(self, losses: torch.Tensor, batch: Batch) -> str:
-        """The task of the first non-finite loss, or of the largest."""
-        broken = (~losses.isfinite()).nonzero()
-        place = int(broken[0]) if len(broken) else int(losses.argmax())
-        return self._task_ids[int(batch.targets.tasks[place])]
-
-    def log(self, step: int, rate: float) -> dict[str, Any]:
-        """Writes one line and starts anew. All ranks call it; the targets of all of them count."""
-        totals = self._totals
-        sums, counts = self._ranks.sum(torch.stack([self._sums, self._counts]).to(self._ranks.device)).cpu()
-        row: dict[str, Any] = {
-            "step": step,
-            "loss": totals["loss"] / self._steps,
-            "learning_rate": rate,
-            "gradient_norm": totals["norm"] / self._steps,
-            "tokens_per_second": totals["tokens"] / totals["seconds"],
-            "targets_per_second": float(counts.sum()) / totals["seconds"],
-            "data_wait_share": totals["waited"] / totals["seconds"],
-            "task_losses": {
-                task_id: float(total / count)
-                for task_id, total, count in zip(self._task_ids, sums, counts, strict=True)
-                if count
-            },
-        }
-        self._reset()
-        if not self._ranks.is_first:
-            return row
-        self._file.write(json.dumps(row) + "\n")
-        for name, value in row.items():
-            if name == "task_losses":
-                for task_id, loss in value.items():
-                    self._board.add_scalar(f"loss/{task_id}", loss, step)
-            elif name != "step":
-                self._board.add_scalar(name, value, step)
-        return row
-
-    def flush(self) -> None:
-        """Puts the lines on the disk, so that they are there when the checkpoint is."""
-        self._file.flush()
-        self._board.flush()
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # cut short by a kill

@@ -28,7 +28,7 @@ from episode_store.formats.format import (
     task_id_from,
     with_repeated_last,
 )
-from episode_store.formats.transfer import examine_importer
+from episode_store.formats.transfer import Bar, examine_importer, no_bar
 from episode_store.spec import STORED_DTYPES, ArraySpec, FieldValues, Modality
 from episode_store.task import TaskSpec
 
@@ -52,9 +52,9 @@ def open_importer(source: Path, *, task_id: str | None = None, options: Mapping[
     return D4rlImporter(source, task_id=task_id)
 
 
-def doctor(source: Path) -> list[Finding]:
+def doctor(source: Path, progress: Bar = no_bar) -> list[Finding]:
     """Reads the whole file and holds every episode against the contract."""
-    found = examine_importer(lambda: D4rlImporter(source, task_id=None), source)
+    found = examine_importer(lambda: D4rlImporter(source, task_id=None), source, progress)
     what = "HDF5 has no checksums unless its writer asked for them: a changed bit may go unnoticed"
     return [*found, Finding(severity="note", where=str(source), what=what)]
 

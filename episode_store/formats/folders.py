@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import shutil
@@ -30,11 +31,13 @@ StepColumns = dict[str, tuple[str, tuple[int, ...]]]
 
 @contextlib.contextmanager
 def temporary_folder(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that gets its name at the end, or goes."""
+    """A folder beside `target` that gets its name at the end, or goes; what killed exports left goes first."""
+    remove_leftovers(target)
     folder = files.temporary_path(target)
     folder.mkdir(parents=True)
     try:
-        yield folder
+        with files.hold(folder):
+            yield folder
         for path in folder.rglob("*"):
             files.sync_file(path)
         files.sync_folder(folder)
@@ -42,6 +45,29 @@ def temporary_folder(target: Path) -> Iterator[Path]:
         files.sync_folder(target.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(target: Path) -> None:
+    """Removes what killed exports to `target` left beside it; those of living processes stay."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*{files.TEMPORARY_SUFFIX}"):
+        process = path.name.removesuffix(files.TEMPORARY_SUFFIX).rpartition(".")[2].partition("-")[0]
+        if path.is_symlink() or not process.isdecimal() or _is_running(int(process)):
+            continue
+        with files.hold(path) as free:
+            if free and path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif free:
+                path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def episodes_to_export(store: EpisodeStore, task_id: str, target: Path) -> list[str]:

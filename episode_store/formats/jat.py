@@ -25,7 +25,7 @@ from episode_store.episode import Episode, EpisodeMetadata
 from episode_store.errors import CorruptionError, UserError
 from episode_store.formats.format import Finding, Importer, ImporterBase, LossLog, task_id_from, with_repeated_last
 from episode_store.formats.rlds_features import Leaf, decode_images
-from episode_store.formats.transfer import examine_importer
+from episode_store.formats.transfer import Bar, examine_importer, no_bar
 from episode_store.spec import ArraySpec, FieldValues, Modality
 from episode_store.splits import TRAIN, VALIDATION
 from episode_store.task import TaskSpec
@@ -49,9 +49,9 @@ def open_importer(source: Path, *, task_id: str | None = None, options: Mapping[
     return JatImporter(source, task_id=task_id)
 
 
-def doctor(source: Path) -> list[Finding]:
+def doctor(source: Path, progress: Bar = no_bar) -> list[Finding]:
     """Reads every file and holds every episode against the contract."""
-    found = examine_importer(lambda: JatImporter(source, task_id=None), source)
+    found = examine_importer(lambda: JatImporter(source, task_id=None), source, progress)
     what = "Parquet has no checksums unless its writer asked for them: a changed bit may go unnoticed"
     return [*found, Finding(severity="note", where=str(source), what=what)]
 

@@ -15,7 +15,7 @@ from episode_store.formats.format import ExportResult, Finding, Progress
 from episode_store.formats.lerobot_export import export_lerobot
 from episode_store.formats.lerobot_files import LeRobotFolder
 from episode_store.formats.lerobot_import import LeRobotImporter
-from episode_store.formats.transfer import examine_importer
+from episode_store.formats.transfer import Bar, examine_importer, no_bar
 from episode_store.store import EpisodeStore
 
 
@@ -36,9 +36,9 @@ def export(
     return export_lerobot(store, task_id, destination, options=options, progress=progress)
 
 
-def doctor(source: Path) -> list[Finding]:
+def doctor(source: Path, progress: Bar = no_bar) -> list[Finding]:
     """Reads the whole set, holds every episode against the contract, and compares the metadata with each other."""
-    findings = examine_importer(lambda: LeRobotImporter(source, task_id=None, options={}), source)
+    findings = examine_importer(lambda: LeRobotImporter(source, task_id=None, options={}), source, progress)
     try:
         folder = files.open_folder(source)
     except UserError:

@@ -13,7 +13,7 @@ from episode_store.formats.folders import read_json_object
 from episode_store.formats.format import ExportResult, Finding, Progress, one_line
 from episode_store.formats.minari_export import export_minari
 from episode_store.formats.minari_import import MinariImporter
-from episode_store.formats.transfer import examine_importer
+from episode_store.formats.transfer import Bar, examine_importer, no_bar
 from episode_store.store import EpisodeStore
 
 
@@ -41,9 +41,9 @@ def export(
     return export_minari(store, task_id, destination, options=options, progress=progress)
 
 
-def doctor(source: Path) -> list[Finding]:
+def doctor(source: Path, progress: Bar = no_bar) -> list[Finding]:
     """Reads the whole set, holds every episode against the contract, and looks at metadata.json."""
-    findings = examine_importer(lambda: MinariImporter(source, task_id=None, options={}), source)
+    findings = examine_importer(lambda: MinariImporter(source, task_id=None, options={}), source, progress)
     folder = files.find_folder(source)
     if folder is None:
         return findings

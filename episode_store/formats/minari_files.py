@@ -24,6 +24,7 @@ from episode_store.errors import CorruptionError, UserError
 from episode_store.formats import hdf5
 from episode_store.formats.folders import check_row_group, read_json_object
 from episode_store.formats.format import one_line
+from episode_store.formats.hdf5_texts import check_texts
 
 METADATA_FILE, HDF5_FILE = "metadata.json", "main_data.hdf5"
 DATA_FORMATS = ("hdf5", "arrow", "parquet")
@@ -175,6 +176,10 @@ class Hdf5Episodes:
         self._path = folder / HDF5_FILE
         if not self._path.is_file():
             raise UserError(f"{self._path}: missing")
+        try:
+            check_texts(self._path)
+        except CorruptionError as error:
+            raise UserError(str(error)) from None
         self._file = hdf5.open_file(self._path)
         try:
             matches = [match for match in (_EPISODE.fullmatch(name) for name in self._file) if match]

@@ -10,7 +10,7 @@ from episode_store.formats.format import ExportResult, Finding, Progress
 from episode_store.formats.rlds_export import export_rlds
 from episode_store.formats.rlds_folder import find_folder
 from episode_store.formats.rlds_import import RldsImporter
-from episode_store.formats.transfer import examine_importer
+from episode_store.formats.transfer import Bar, examine_importer, no_bar
 from episode_store.store import EpisodeStore
 
 
@@ -34,6 +34,6 @@ def export(
     return export_rlds(store, task_id, destination, options=options, progress=progress)
 
 
-def doctor(source: Path) -> list[Finding]:
+def doctor(source: Path, progress: Bar = no_bar) -> list[Finding]:
     """Reads every record of the set and holds every episode against the contract."""
-    return examine_importer(lambda: RldsImporter(source, task_id=None, options={}), source)
+    return examine_importer(lambda: RldsImporter(source, task_id=None, options={}), source, progress)

@@ -32,8 +32,9 @@ from episode_store.formats.format import (
     task_id_from,
     with_repeated_last,
 )
+from episode_store.formats.hdf5_texts import check_texts
 from episode_store.formats.robomimic_export import OWN, export_robomimic
-from episode_store.formats.transfer import examine_importer
+from episode_store.formats.transfer import Bar, examine_importer, no_bar
 from episode_store.spec import STORED_DTYPES, ArraySpec, FieldValues, Modality
 from episode_store.splits import TRAIN, VALIDATION
 from episode_store.store import EpisodeStore
@@ -69,13 +70,13 @@ def export(
     return export_robomimic(store, task_id, destination, options=options, progress=progress)
 
 
-def doctor(source: Path) -> list[Finding]:
+def doctor(source: Path, progress: Bar = no_bar) -> list[Finding]:
     """Reads the whole file, holds every episode against the contract, and looks at counts and masks."""
-    findings = examine_importer(lambda: RobomimicImporter(source, task_id=None, options={}), source)
+    findings = examine_importer(lambda: RobomimicImporter(source, task_id=None, options={}), source, progress)
     if not hdf5.is_hdf5(source):
         return findings
     try:
-        with hdf5.open_file(source) as file:
+        with _open_checked(source) as file:
             return [*_count_findings(file), *findings]
     except (UserError, *hdf5.DAMAGE) as error:
         counts = Finding(severity="error", where=str(source), what=f"counts cannot be read: {one_line(error)}")
@@ -123,6 +124,13 @@ def _count_findings(file: Any) -> list[Finding]:
     return found
 
 
+def _open_checked(source: Path) -> Any:
+    """The file, all of whose texts can be read."""
+    if hdf5.is_hdf5(source):
+        check_texts(source)
+    return hdf5.open_file(source)
+
+
 def _demo_numbers(data: Any) -> list[int]:
     return sorted(int(match[1]) for match in (_DEMO.fullmatch(name) for name in data) if match)
 
@@ -149,7 +157,7 @@ class RobomimicImporter(SingleTaskImporter):
         if options.get("model_file", "keep") not in ("keep", "drop"):
             raise UserError(f"option model_file {options['model_file']!r}: expected keep or drop")
         super().__init__()
-        with hdf5.open_file(source) as file:
+        with _open_checked(source) as file:
             try:
                 data = hdf5.subgroup(file, "data")
                 self._numbers = _demo_numbers(data)
@@ -176,7 +184,7 @@ class RobomimicImporter(SingleTaskImporter):
             add("bounds of observations and actions", "the file has none: taken as unbounded")
             add("truncation", "dones is all there is: taken as truncated where the last one is not set")
             add("seed, agent", "the file has no place for them: left empty")
-        with hdf5.open_file(self._path) as file:
+        with _open_checked(self._path) as file:
             data = hdf5.subgroup(file, "data")
             for position, number in enumerate(self._numbers):
                 where = f"{self._path.name} demo_{number}"

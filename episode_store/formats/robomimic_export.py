@@ -51,6 +51,7 @@ def export_robomimic(
     layout = _Layout(task, int(level), losses)
     masks: dict[str, list[str]] = {}
     destination.mkdir(parents=True, exist_ok=True)
+    folders.remove_leftovers(target)
     temporary = files.temporary_path(target)
     try:
         with h5py.File(temporary, "w") as file:

@@ -58,7 +58,12 @@ class ImportReport:
         }
 
 
-def _no_bar(items: Iterable[Episode], total: int | None) -> Iterable[Episode]:
+# Wraps episodes that are read, of which there are so many, if that is known, to show how far it is.
+Bar = Callable[[Iterable[Episode], int | None], Iterable[Episode]]
+
+
+def no_bar(items: Iterable[Episode], total: int | None) -> Iterable[Episode]:
+    """Shows nothing."""
     return items
 
 
@@ -68,7 +73,7 @@ def import_set(
     store: str | Path,
     *,
     tasks: Sequence[str] | None = None,
-    progress: Callable[[Iterable[Episode], int | None], Iterable[Episode]] = _no_bar,
+    progress: Bar = no_bar,
 ) -> ImportReport:
     """Adds a foreign set's episodes to a store, making the store if need be.
 
@@ -154,29 +159,33 @@ def _doubled(where: str, first: str) -> Finding:
     )
 
 
-def examine(source: str | Path, name: str | None = None) -> tuple[str, list[Finding]]:
+def examine(source: str | Path, name: str | None = None, *, progress: Bar = no_bar) -> tuple[str, list[Finding]]:
     """What is wrong with a set: the name of its format, and findings.
 
     Args:
-      source: a folder or a file; an episode store of ours is verified.
+      source: a folder or a file; an episode store of ours, which may be a URL then, is verified.
       name: the format; found out by default.
+      progress: wraps the episodes of a foreign set; of a store of ours any but `no_bar` shows the bar of `verify`.
 
     Raises:
       UserError: nothing there, or no format fits.
     """
+    shown = progress is not no_bar
+    if name == "store":
+        return name, examine_store(source, progress=shown)
     path = formats.existing_source(source)
-    if name == "store" or (name is None and (path / layout.MARKER).exists()):
-        return "store", examine_store(path)
+    if name is None and (path / layout.MARKER).exists():
+        return "store", examine_store(path, progress=shown)
     name = name or formats.detect_format(path)
     if name is None:
         raise UserError(
             f"source {path}: no known format; expected a set of one of {', '.join(sorted(formats.FORMATS))}; "
             "say which with --format"
         )
-    return name, formats.load_module(name).doctor(path)
+    return name, formats.load_module(name).doctor(path, progress)
 
 
-def examine_importer(open_set: Callable[[], Importer], source: Path) -> list[Finding]:
+def examine_importer(open_set: Callable[[], Importer], source: Path, progress: Bar) -> list[Finding]:
     """Findings from reading a whole set and holding each episode against the contract; nothing is written.
 
     What the set lacks is a warning, what would be refused an error.
@@ -184,6 +193,7 @@ def examine_importer(open_set: Callable[[], Importer], source: Path) -> list[Fin
     Args:
       open_set: opens the importer; its `UserError` becomes a finding.
       source: where the set lies.
+      progress: wraps the episodes.
     """
     try:
         importer = open_set()
@@ -191,7 +201,7 @@ def examine_importer(open_set: Callable[[], Importer], source: Path) -> list[Fin
         refused = []
         num_episodes = num_steps = 0
         first_places: dict[str, str] = {}
-        for index, episode in enumerate(importer.episodes()):
+        for index, episode in enumerate(progress(importer.episodes(), importer.num_episodes())):
             content_hash = episode.content_hash()
             where = _place(episode, index)
             if content_hash in first_places:
@@ -215,13 +225,13 @@ def examine_importer(open_set: Callable[[], Importer], source: Path) -> list[Fin
     return [*importer.findings(), *refused, *lacking, fact]
 
 
-def examine_store(path: Path) -> list[Finding]:
+def examine_store(path: str | Path, *, progress: bool = False) -> list[Finding]:
     """The findings of `verify` on a store of ours.
 
     Raises:
       StoreError: the folder is not a store.
     """
-    report = verify_store(path)
+    report = verify_store(path, progress=progress)
     damages = [
         Finding(
             severity="error",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -107,6 +108,7 @@ def test_a_worker_process_that_comes_late_does_not_hold_up_the_end(
     python.write_text(f'#!/bin/sh\nmkdir {tmp_path}/first 2>/dev/null && sleep 6\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     monkeypatch.setattr(runners.sys, "executable", str(python))
+    monkeypatch.setattr(runners, "_grpc_has_run", True)  # then workers are fresh processes
 
     def fail(_: int) -> int:
         from episode_store.errors import CorruptionError
@@ -117,7 +119,44 @@ def test_a_worker_process_that_comes_late_does_not_hold_up_the_end(
         _run(fail, tmp_path, workers=2, timeout=40)
 
 
-def test_a_killed_worker_process_ends_the_job(tmp_path: Path) -> None:
+_KILL_A_FORKED_WORKER = """
+import os, pathlib, sys, time
+import apache_beam as beam
+from beam_jobs import runners
+
+folder = pathlib.Path(sys.argv[1])
+note = folder / "pid"
+
+def tell_and_wait(value, path=str(note)):
+    with open(path, "w") as file:
+        file.write(str(os.getpid()))
+    time.sleep(60)
+
+def kill():
+    if note.exists() and (text := note.read_text()):
+        os.kill(int(text), 9)
+        note.unlink()
+
+runners.run(
+    lambda pipeline: pipeline | beam.Create([1]) | beam.Map(tell_and_wait), runners.pipeline_flags([], 2), workers=2,
+    log_folder=folder, timeout_seconds=60, on_tick=kill,
+)
+"""
+
+
+def test_a_killed_forked_worker_ends_the_job(tmp_path: Path) -> None:
+    """In a process of its own: only one that has not run gRPC yet forks its workers."""
+    begin = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", _KILL_A_FORKED_WORKER, str(tmp_path)],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert "UserError: a worker process died (exit code 137;" in done.stderr
+    assert time.monotonic() - begin < 60
+
+
+def test_a_killed_worker_process_ends_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runners, "_grpc_has_run", True)  # then workers are fresh processes
     note = tmp_path / "pid"
     path = str(note)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
+import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -69,7 +71,12 @@ def test_metadata_says_how_the_episode_was_made() -> None:
         "id": "CartPole-v1",
         "kwargs": {},
         "wrappers": [],
-        "versions": {"gymnasium": gymnasium.__version__},
+        "versions": {
+            "generalist-agent": importlib.metadata.version("generalist-agent"),
+            "gymnasium": gymnasium.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
     }
 
 

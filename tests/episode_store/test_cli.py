@@ -221,3 +221,74 @@ def test_each_verb_teaches_and_tells_a_missing_store(
     assert "no such folder" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "missing").exists()
+
+
+VERBS = (
+    *("list", "show", "stats", "query", "verify", "repair", "doctor", "import", "export", "merge", "split", "delete"),
+    *("compact", "replay", "view"),
+)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_json_and_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """And a mistake costs one line and exit code 2."""
+    with pytest.raises(SystemExit) as done:
+        main([verb, "--help"])
+    assert done.value.code == 0
+    text = capsys.readouterr().out
+    assert "--json" in text
+    assert f"example:\n  python -m episode_store {verb} " in text
+    with pytest.raises(SystemExit) as done:
+        main([verb, "--no-such-flag"])
+    assert done.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_results_are_json_alone_and_progress_is_not_among_them(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of every verb that ends by itself: one JSON document on standard output, nothing on standard error."""
+    folder = str(store)
+    commands = [
+        ["list"],
+        ["show"],
+        ["stats", "--fields"],
+        ["query", "--where", "num_steps > 1"],
+        ["verify"],
+        ["repair", "--dry-run"],
+        ["doctor"],
+        ["export", "--to", "rlds", "--tasks", "Robot-v1", "--output", str(tmp_path / "rlds")],
+        ["split", "--parts", "train=0.5", "test=0.5", "--dry-run"],
+        ["delete", "--where", "num_steps > 1", "--dry-run"],
+        ["compact", "--dry-run"],
+        ["view", "--output", str(tmp_path / "page.html")],
+    ]
+    for verb, *flags in commands:
+        assert main([verb, "--store", folder, *flags, "--json"]) == 0, verb
+        output = capsys.readouterr()
+        json.loads(output.out)
+        assert output.err == "", verb
+    (source,) = (tmp_path / "rlds").glob("*/*/")
+    other = str(tmp_path / "other")
+    for arguments in (
+        ["merge", "--store", other, "--sources", folder],
+        ["import", "--source", str(source), "--store", other, "--task-id", "rlds/Robot-v1"],
+        ["doctor", "--source", str(source)],
+    ):
+        assert main([*arguments, "--json"]) == 0, arguments
+        output = capsys.readouterr()
+        json.loads(output.out)
+        assert output.err == "", arguments
+
+
+def test_long_work_shows_how_far_it_is(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for verb, *flags in (
+        ["verify"],
+        ["doctor"],
+        ["stats", "--fields"],
+        ["merge", "--sources", str(store)],
+        ["export", "--to", "rlds", "--tasks", "Robot-v1", "--output", str(tmp_path / "rlds")],
+        ["view", "--output", str(tmp_path / "page.html")],
+    ):
+        assert main([verb, "--store", str(tmp_path / "other" if verb == "merge" else store), *flags]) == 0
+        assert "100%" in capsys.readouterr().err, verb

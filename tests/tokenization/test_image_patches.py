@@ -88,7 +88,9 @@ def test_equal_patches_are_stored_once(steps: int, per_step: int, kinds: int, se
     rng = np.random.default_rng(seed)
     pool = rng.integers(0, 256, (kinds, 16, 16, 3), np.uint8)
     frames = pool[rng.integers(0, kinds, (steps, per_step))]
-    unique, index = image_patches.unique_patches_of_frames(frames)
+    unique, index = image_patches.unique_patches_of_frames(
+        [image_patches.unpatchify(frames, height=16, width=16 * per_step)]
+    )
     assert index.dtype == np.int32
     assert np.array_equal(unique[index], frames)
     assert len({patch.tobytes() for patch in unique}) == len(unique)
@@ -103,6 +105,19 @@ def test_equal_patches_are_stored_once(steps: int, per_step: int, kinds: int, se
 def test_patches_that_share_a_hash_stay_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_patches, "_HASH_MULTIPLIERS", np.zeros(96, np.uint64))
     frames = np.random.default_rng(0).integers(0, 256, (5, 2, 16, 16, 3), np.uint8)
-    unique, index = image_patches.unique_patches_of_frames(frames)
+    unique, index = image_patches.unique_patches_of_frames([image_patches.unpatchify(frames, height=32, width=16)])
     assert len(unique) == 10
     assert np.array_equal(unique[index], frames)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3]), st.integers(0, 1 << 32))
+def test_property_unique_patches_of_two_cameras(steps: int, height: int, width: int, channels: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    still = np.repeat(rng.integers(0, 256, (1, height, width, channels), np.uint8), steps, axis=0)
+    still[rng.integers(0, steps), rng.integers(0, height), rng.integers(0, width)] ^= 1
+    moving = rng.integers(0, 256, (steps, 16, 20, 3), np.uint8)
+    unique, index = image_patches.unique_patches_of_frames([still, moving])
+    wanted = np.concatenate([image_patches.patchify(still), image_patches.patchify(moving)], axis=1)
+    assert np.array_equal(unique[index], wanted)
+    assert np.array_equal(unique, image_patches.unique_patches(wanted.reshape(-1, 16, 16, 3))[0])

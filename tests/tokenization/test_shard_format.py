@@ -90,7 +90,9 @@ def test_members_open_with_numpy_and_json() -> None:
     assert patches.shape[1:] == (16, 16, 3)
     assert zstandard.get_frame_parameters(members["patches.npy.zst"]).has_checksum
     episodes = json.loads(members["episodes.json"])
-    assert sorted(episodes[0]) == ["agent_id", "content_hash", "episode_id", "episode_return", "num_steps", "task_id"]
+    assert episodes.pop("task_id") == "images-v0"
+    assert sorted(episodes) == ["agent_id", "content_hash", "episode_id", "episode_return", "num_steps"]
+    assert episodes["num_steps"] == [original.num_steps for original in originals]
     checksums = json.loads(members["crc32c.json"])
     assert checksums == {n: google_crc32c.value(d) for n, d in members.items() if n != "crc32c.json"}
 
@@ -185,6 +187,32 @@ def test_members_that_were_written_wrong_are_noticed(name: str, array: np.ndarra
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=True)
     members[name] = buffer.getvalue()
+    check_refused(members)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        [],
+        {"task_id": "floats-v0"},
+        {"num_steps": ["1"]},
+        {"num_steps": [1, 2]},
+        {"num_steps": 1},
+        {"episode_return": ["high"]},
+        {"episode_id": [], "num_steps": [], "episode_return": [], "agent_id": [], "content_hash": []},
+        {"task_id": 7},
+    ],
+)
+def test_facts_that_were_written_wrong_are_noticed(facts: list | dict) -> None:
+    members = encode_pack(sequences(FLOATS, 1))
+    right = json.loads(members["episodes.json"])
+    wrong = facts if isinstance(facts, list) or facts == {"task_id": "floats-v0"} else {**right, **facts}
+    members["episodes.json"] = json.dumps(wrong).encode()
+    check_refused(members)
+
+
+def check_refused(members: dict[str, bytes]) -> None:
+    """Although every checksum is right."""
     checksums = {n: google_crc32c.value(d) for n, d in members.items() if n != "crc32c.json"}
     members["crc32c.json"] = json.dumps(checksums).encode()
     with pytest.raises(CorruptionError):

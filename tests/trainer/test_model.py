@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.attention import KeyValueCache, SegmentedAttention, causal_attention
+from trainer import presets
+from trainer.attention import KeyValueCache, Relative, SegmentedAttention, causal_attention
 from trainer.config import ModelConfig
 from trainer.embedding import smooth_bin_rows
 from trainer.model import Generalist, ModelInput, num_parameters
@@ -22,10 +23,15 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def model():
-    model = Generalist(CONFIG)
+@pytest.fixture(params=["rotary", "relative"])
+def model(request):
+    model = Generalist(dataclasses.replace(CONFIG, positions=request.param))
     model.initialize(0)
+    with torch.no_grad():
+        for block in model.blocks:
+            if request.param == "relative":
+                block.content_bias.normal_(generator=torch.Generator().manual_seed(1))
+                block.position_bias.normal_(generator=torch.Generator().manual_seed(2))
     return model.eval()
 
 
@@ -95,6 +101,24 @@ def test_plain_attention_equals_the_fused_one():
     torch.testing.assert_close(causal_attention(query, key, value), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("length", [1, 2, 19, 520])  # the plain and the fused attention
+def test_relative_attention_is_the_papers_sum(length):
+    """(q_i + u) k_j + (q_i + v) r_(i - j), one query at a time."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, 2, 2, length, 4, generator=generator, dtype=torch.float64)
+    u, v = torch.randn(2, 2, 4, generator=generator, dtype=torch.float64)
+    encodings = torch.randn(length + 3, 2, 4, generator=generator, dtype=torch.float64)
+    relative = Relative(content_bias=u, position_bias=v, encodings=encodings)
+    mixed = causal_attention(query, key, value, relative)
+    for i in {0, length // 2, length - 1}:
+        for head in range(2):
+            past = key[1, head, : i + 1]
+            distances = encodings[torch.arange(i, -1, -1), head]
+            scores = past @ (query[1, head, i] + u[head]) + distances @ (query[1, head, i] + v[head])
+            expected = (scores / 2.0).softmax(0) @ value[1, head, : i + 1]
+            torch.testing.assert_close(mixed[1, head, i], expected)
+
+
 @pytest.mark.parametrize("lengths", [[1], [16], [17], [16, 3, 24, 25, 100, 1], [5] * 40])
 def test_buckets_lose_no_token(lengths):
     attention = SegmentedAttention.from_lengths(lengths)
@@ -160,4 +184,38 @@ def test_input_and_output_embedding_are_one_table(model):
     assert (model.embedding.text.num_embeddings, model.embedding.bins.num_embeddings) == (32_000, 1_025)
     # 33,025 rows of 32, and the blocks: norms, query-key-value, out, gate and value, out.
     block = 2 * 2 * 32 + 32 * 3 * 32 + 32 * 32 + 32 * 64 + 32 * 32
+    if model.config.positions == "relative":
+        block += 32 * 32 + 2 * 2 * 16
     assert num_parameters(model.blocks) == 2 * block
+
+
+@pytest.mark.parametrize(("preset", "published"), [("79m", 79e6), ("364m", 364e6), ("1180m", 1.18e9)])
+def test_the_papers_networks_have_the_published_sizes(preset, published):
+    config = dataclasses.replace(presets.get(preset).model, positions="relative")
+    with torch.device("meta"):
+        assert num_parameters(Generalist(config)) == pytest.approx(published, rel=0.02)
+
+
+def test_stochastic_depth_leaves_whole_sublayers_out_and_keeps_the_mean():
+    config = dataclasses.replace(CONFIG, num_blocks=1, stochastic_depth=0.5)
+    model = Generalist(config)
+    model.initialize(0)
+    inputs = some_input(12)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        model.train()
+        outcomes = {tuple(run(model, inputs, [12])[0, :2].tolist()) for _ in range(40)}
+        model.eval()
+        assert torch.equal(run(model, inputs, [12]), run(model, inputs, [12]))
+    assert len(outcomes) == 4  # attention in or out, feed-forward in or out
+
+
+def test_checkpointed_activations_give_the_same_gradients():
+    gradients = []
+    for checkpointed in (False, True):
+        model = Generalist(CONFIG)
+        model.initialize(0)
+        model.train().checkpoint_activations = checkpointed
+        model(some_input(24), SegmentedAttention.from_lengths([24])).square().sum().backward()
+        gradients.append(model.blocks[0].query_key_value.weight.grad)
+    assert torch.equal(*gradients)

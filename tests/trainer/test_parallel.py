@@ -79,6 +79,27 @@ def test_two_ranks_learn_what_one_learns(shards, tmp_path, config, start):
     assert (losses(tmp_path / "two")[0] - one).abs().max() < 1e-5
 
 
+def test_two_ranks_with_a_part_of_each_tensor_learn_the_same(shards, tmp_path, config, start):
+    adamw = dataclasses.replace(config.optimizer, matrix_optimizer="adamw")
+    config = dataclasses.replace(config, steps=50, batch_size=4, checkpoint_every_steps=25, optimizer=adamw)
+    train(Dataset.open(shards), tmp_path / "one", config)
+    sharded = dataclasses.replace(config, sharding="fsdp", accumulation_steps=2)
+    process = start(tmp_path / "two", sharded, 2)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    one, two = losses(tmp_path / "one")[0], losses(tmp_path / "two")[0]
+    assert (one - two).abs().max() < 1e-5
+    # The checkpoint is whole: one process goes on from it, and two go on from what one wrote.
+    shutil.rmtree(checkpoint.latest(tmp_path / "two"))
+    train(Dataset.open(shards), tmp_path / "two", sharded)
+    assert (losses(tmp_path / "two")[0] - one).abs().max() < 1e-5
+    shutil.rmtree(checkpoint.latest(tmp_path / "two"))
+    process = start(tmp_path / "two", sharded, 2)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert (losses(tmp_path / "two")[0] - one).abs().max() < 1e-5
+
+
 @pytest.mark.slow
 def test_a_lost_rank_ends_the_run_and_it_goes_on(tmp_path, config, start):
     config = dataclasses.replace(config, steps=1_000, checkpoint_every_steps=20, batch_size=2)
@@ -154,5 +175,5 @@ def test_fewer_rows_than_ranks_are_told(shards, tmp_path, config, monkeypatch):
     from trainer.train import _train
 
     ranks = Ranks(rank=0, size=3, device=torch.device("cpu"))
-    with pytest.raises(UserError, match="batch_size 2: expected a row for each of the 3 ranks"):
+    with pytest.raises(UserError, match="batch_size 2: expected a row or more for each of the 3 ranks"):
         _train(Dataset.open(shards), tmp_path / "run", config, ranks)

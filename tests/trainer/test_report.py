@@ -17,7 +17,6 @@ from episode_store.errors import UserError
 from trainer import report, videos
 from trainer.report_charts import Curve, ScoreBar, histogram, line_chart, score_bars
 from trainer.report_html import number
-from trainer.report_results import confidence_interval
 
 HOSTILE = '<script>alert("1")</script>&amp;'
 TASKS = {  # task id: expert, random, generalist, spread, nearest neighbour
@@ -285,16 +284,6 @@ def test_a_specialist_no_better_than_random_is_told(run):
     _, page = read(run)
     assert "Left out" in page.text
     assert "expert return 22.1 is not above random return 22.1" in page.text
-
-
-def test_confidence_interval():
-    assert confidence_interval(np.full(50, 3.0)) == (3.0, 3.0)
-    returns = np.random.default_rng(0).normal(100, 10, 50)
-    low, high = confidence_interval(returns)
-    # The normal approximation gives a half-width of 1.96 * 10 / sqrt(50) = 2.8.
-    assert low < returns.mean() < high
-    assert 4.0 < high - low < 7.0
-    assert confidence_interval(returns) == (low, high)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_targets_are_the_tokens_after_their_slots(data):
 def test_a_segment_by_hand(data):
     task = data["Discrete-v0"]  # 3 values, separator, action: 5 tokens a step
     pieces = [Piece(start=5, end=10), Piece(start=20, end=30)]
-    row = assemble([(7, task, pieces)], length=20, text_observation_weight=1.0, rng=np.random.default_rng(0))
+    row = assemble([(7, task, pieces)], config=SamplerConfig(context_tokens=20), rng=np.random.default_rng(0))
     assert row.tokens.tolist() == [*task.tokens[5:10].tolist(), *task.tokens[20:30].tolist(), 0, 0, 0, 0, 0]
     assert row.positions[:15].tolist() == list(range(15))
     assert row.local_positions[:10].tolist() == [0, 1, 2, 3, -1, 0, 1, 2, 3, -1]
@@ -66,8 +66,8 @@ def test_a_segment_by_hand(data):
 def test_patches_and_instructions(data):
     task = data["grid/Seen-v0"]
     first, second = task.timestep_offsets[1:3].tolist()
-    row = assemble([(0, task, [Piece(start=first, end=second)])], length=second - first, text_observation_weight=0.5,
-                   rng=np.random.default_rng(0))  # fmt: skip
+    config = SamplerConfig(context_tokens=second - first, text_observation_weight=0.5)
+    row = assemble([(0, task, [Piece(start=first, end=second)])], config=config, rng=np.random.default_rng(0))
     kinds = task.targets[first:second]
     num_text = int((kinds == TargetKind.OBSERVATION_TEXT).sum())
     assert row.patch_slots.tolist() == list(range(num_text, num_text + 6))
@@ -82,8 +82,8 @@ def test_patches_and_instructions(data):
 def test_without_weight_instructions_are_no_targets(data):
     task = data["grid/Seen-v0"]
     end = int(task.timestep_offsets[1])
-    row = assemble([(0, task, [Piece(start=0, end=end)])], length=end, text_observation_weight=0.0,
-                   rng=np.random.default_rng(0))  # fmt: skip
+    config = SamplerConfig(context_tokens=end, text_observation_weight=0.0)
+    row = assemble([(0, task, [Piece(start=0, end=end)])], config=config, rng=np.random.default_rng(0))
     assert row.target_is_text.tolist() == [False]
 
 
@@ -142,3 +142,51 @@ def test_too_small_a_context_is_told(data):
 def test_nothing_to_learn_is_told(data):
     with pytest.raises(UserError, match="every task has weight 0"):
         Sampler(data, dataclasses.replace(CONFIG, task_weights={"*": 0.0}), seed=0)
+
+
+def test_observations_are_predicted_where_wanted(data):
+    task = data["Discrete-v0"]  # 3 values, separator, action: 5 tokens a step
+    config = SamplerConfig(context_tokens=10, observation_weight=0.25)
+    row = assemble([(0, task, [Piece(start=0, end=10)])], config=config, rng=np.random.default_rng(0))
+    # The first token has none before it; the separators, in place 3 and 8, are never asked for.
+    assert (row.target_slots + 1).tolist() == [1, 2, 4, 5, 6, 7, 9]
+    assert row.target_ids.tolist() == task.tokens[[1, 2, 4, 5, 6, 7, 9]].tolist()
+    assert row.target_weights.tolist() == [0.25, 0.25, 1.0, 0.25, 0.25, 0.25, 1.0]
+    assert not row.target_is_text.any()
+    seen = data["grid/Seen-v0"]
+    end = int(seen.timestep_offsets[1])
+    config = SamplerConfig(context_tokens=end, observation_weight=0.25, text_observation_weight=0.0)
+    row = assemble([(0, seen, [Piece(start=0, end=end)])], config=config, rng=np.random.default_rng(0))
+    assert row.target_weights.tolist() == [1.0]  # neither words nor pictures are numbers
+
+
+def test_past_actions_are_hidden_but_still_asked_for(data):
+    task = data["Continuous-v0"]  # 2 values, separator, 2 actions: 5 tokens a step
+    config = SamplerConfig(context_tokens=15, past_action_dropout=1.0)
+    row = assemble([(0, task, [Piece(start=0, end=15)])], config=config, rng=np.random.default_rng(0))
+    assert row.tokens.tolist() == [
+        *task.tokens[:3].tolist(), SEPARATOR, SEPARATOR,
+        *task.tokens[5:8].tolist(), SEPARATOR, SEPARATOR,
+        *task.tokens[10:15].tolist(),
+    ]  # fmt: skip
+    # The second value of a hidden action cannot see the first, so it is not asked for; the last action is whole.
+    assert (row.target_slots + 1).tolist() == [3, 8, 13, 14]
+    assert row.target_ids.tolist() == task.tokens[[3, 8, 13, 14]].tolist()
+    half = dataclasses.replace(config, past_action_dropout=0.5)
+    rows = [assemble([(0, task, [Piece(start=0, end=15)])], config=half, rng=np.random.default_rng(seed))
+            for seed in range(200)]  # fmt: skip
+    assert np.mean([row.tokens[3] == SEPARATOR for row in rows]) == pytest.approx(0.5, abs=0.12)
+
+
+def test_pictures_are_jittered_and_nothing_else(data):
+    task = data["grid/Seen-v0"]
+    end = int(task.timestep_offsets[2])
+    pieces = [(0, task, [Piece(start=0, end=end)])]
+    plain = assemble(pieces, config=SamplerConfig(context_tokens=end), rng=np.random.default_rng(0))
+    config = SamplerConfig(context_tokens=end, image_jitter=0.2)
+    changed = assemble(pieces, config=config, rng=np.random.default_rng(0))
+    assert np.array_equal(plain.tokens, changed.tokens)
+    change, brightness = np.random.default_rng(0).uniform(-0.2, 0.2, 2)
+    expected = (plain.patches.astype(np.float64) - 127.5) * (1.0 + change) + 127.5 + 255.0 * brightness
+    assert np.abs(changed.patches - expected.clip(0, 255)).max() <= 0.51
+    assert not np.array_equal(plain.patches, changed.patches)

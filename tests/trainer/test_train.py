@@ -16,9 +16,13 @@ from safetensors.torch import load_file
 
 from episode_store.errors import UserError
 from trainer import checkpoint
+from trainer import train as train_module
+from trainer.batch import StalledLoaderError, batches, collate
 from trainer.config import TrainConfig, override
+from trainer.loss import target_losses
 from trainer.model import Generalist
 from trainer.optim import learning_rate
+from trainer.sampler import Sampler
 from trainer.shards import Dataset
 from trainer.train import train
 
@@ -141,7 +145,7 @@ def test_a_full_disk_is_told_and_loses_nothing(shards, tmp_path, config):
         "from episode_store.errors import UserError\n"
         "run = Path(sys.argv[1])\nconfig = checkpoint.load_config(run)\nmodel = Generalist(config.model)\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        "try:\n    checkpoint.save(run, step=9, model=model, optimizer=Optimizer(model, config.optimizer), state={})\n"
+        "try:\n    checkpoint.save(run, checkpoint.snapshot(model, Optimizer(model, config.optimizer)), {'step': 9})\n"
         "except UserError as error:\n    print(error)\n"
     )
     done = subprocess.run(
@@ -204,3 +208,120 @@ def test_settings_from_the_command_line():
     with pytest.raises(UserError, match=r"--set model\.width: expected a int, got 'big'"):
         override(config, {"model.width": "big"})
     assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_parts_of_a_batch_add_up_to_the_whole(shards, tmp_path, config):
+    config = dataclasses.replace(config, steps=6, batch_size=4)
+    train(Dataset.open(shards), tmp_path / "whole", config)
+    train(Dataset.open(shards), tmp_path / "parts", dataclasses.replace(config, accumulation_steps=3))
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("whole", "parts")
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    with pytest.raises(UserError, match="expected a row or more for each of the 1 ranks and each of the 5 acc"):
+        train(Dataset.open(shards), tmp_path / "more", dataclasses.replace(config, accumulation_steps=5))
+
+
+def test_dropout_draws_the_same_after_a_resume(shards, tmp_path, config):
+    model = dataclasses.replace(config.model, dropout=0.2, stochastic_depth=0.3)
+    config = dataclasses.replace(config, model=model, checkpoint_activations=True)
+    train(Dataset.open(shards), tmp_path / "whole", config)
+    train(Dataset.open(shards), tmp_path / "cut", config)
+    shutil.rmtree(checkpoint.latest(tmp_path / "cut"))
+    train(Dataset.open(shards), tmp_path / "cut", config)
+    expected, got = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_the_best_checkpoint_stays(shards, tmp_path, config, monkeypatch):
+    losses = iter([3.0, 1.0, 2.5, 2.0, 1.5])
+    monkeypatch.setattr("trainer.train._validation_loss", lambda *_: next(losses))
+    config = dataclasses.replace(config, steps=5, checkpoint_every_steps=1, keep_checkpoints=1)
+    summary = train(Dataset.open(shards), tmp_path / "run", config)
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path / "run")] == ["step-00000002", "step-00000005"]
+    assert checkpoint.best(tmp_path / "run").name == "step-00000002"
+    assert summary["validation_loss"] == 1.5
+
+
+def test_held_out_loss_is_that_of_the_weights(shards, tmp_path, config):
+    config = dataclasses.replace(config, steps=4, validation_sequences=5, checkpoint_every_steps=2)
+    summary = train(Dataset.open(shards), tmp_path / "run", config)
+    model = checkpoint.load_model(tmp_path / "run", torch.device("cpu"))
+    sampler = Sampler(Dataset.open(shards).load("validation"), config.sampler, config.seed)
+    batch = collate([sampler.sequence(number) for number in range(5)])
+    with torch.no_grad():
+        losses = target_losses(model, model(batch.inputs, batch.attention), batch.targets, 0.0)
+    expected = float((losses * batch.targets.weights).sum() / batch.targets.weights.sum())
+    assert summary["validation_loss"] == pytest.approx(expected, abs=1e-5)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "validation_loss" in row] == [2, 4]
+
+
+def test_a_loss_that_is_not_finite_names_its_task(shards, tmp_path, config, monkeypatch):
+    real = train_module.target_losses
+    broken_task = sorted(Dataset.open(shards).tasks)[1]
+
+    def broken(model, hidden, targets, sigma):
+        losses = real(model, hidden, targets, sigma)
+        return torch.where(targets.tasks == 1, torch.nan * losses, losses) if broken.on else losses
+
+    broken.on = True
+    monkeypatch.setattr(train_module, "target_losses", broken)
+    config = dataclasses.replace(config, batch_size=8)
+    with pytest.raises(train_module.NonFiniteLossError, match=f"step 0: loss nan.*in task {broken_task}, in the gr"):
+        train(Dataset.open(shards), tmp_path / "stopped", config)
+    skipping = dataclasses.replace(config, non_finite="skip", steps=40)
+    with pytest.raises(train_module.NonFiniteLossError, match="step 9: "):  # ten in a row are too many
+        train(Dataset.open(shards), tmp_path / "hopeless", skipping)
+    monkeypatch.setattr(train_module, "learning_rate", lambda step, *_: setattr(broken, "on", step == 3) or 1e-3)
+    summary = train(Dataset.open(shards), tmp_path / "skipped", dataclasses.replace(config, non_finite="skip", steps=6))
+    assert summary["skipped_steps"] == 1
+    rows = [json.loads(line) for line in (tmp_path / "skipped" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "skipped" in row] == [3]
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "skipped").values())
+
+
+def test_a_damaged_shard_is_skipped_where_asked(shards, tmp_path, config):
+    shutil.copytree(shards, tmp_path / "shards")
+    file = next((tmp_path / "shards").glob("Discrete*.tar"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=file.name):
+        train(Dataset.open(tmp_path / "shards"), tmp_path / "stopped", config)
+    config = dataclasses.replace(config, damaged_shards="skip")
+    summary = train(Dataset.open(tmp_path / "shards"), tmp_path / "run", config)
+    (told,) = summary["damaged_shards"]
+    assert file.name in told
+
+
+def test_a_stalled_loader_is_told(monkeypatch):
+    class Stuck:
+        def sequence(self, number):
+            time.sleep(3.0)
+
+    source = batches(Stuck(), batch_size=1, first_step=0, steps_ahead=1, timeout_seconds=0.2)
+    with pytest.raises(StalledLoaderError, match=r"no batch for 0\.2 seconds"):
+        next(source)
+
+
+def test_batches_made_ahead_are_those_made_in_time(data, config):
+    sampler = Sampler(data, config.sampler, seed=0)
+    one = batches(sampler, batch_size=3, first_step=5, steps_ahead=0, parts=2)
+    other = batches(sampler, batch_size=3, first_step=5, steps_ahead=2, parts=2)
+    for _ in range(4):
+        for a, b in zip(next(one), next(other), strict=True):
+            assert torch.equal(a.inputs.tokens, b.inputs.tokens)
+            assert a.work == b.work
+    other.close()
+
+
+def test_wrong_names_are_told(shards, tmp_path, config):
+    for change, told in (
+        ({"non_finite": "ignore"}, "non_finite 'ignore': expected stop or skip"),
+        ({"sharding": "zero"}, "sharding 'zero': expected ddp or fsdp"),
+        ({"model": dataclasses.replace(config.model, positions="alibi")}, "positions 'alibi': expected rotary or rel"),
+    ):
+        with pytest.raises(UserError, match=told):
+            train(Dataset.open(shards), tmp_path / "run", dataclasses.replace(config, **change))

@@ -1,0 +1,73 @@
+"""`python -m trainer plan`: what a run will need, before it is begun."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from episode_store.command_line import CommandLine, positive_int, print_json, print_table
+from trainer import presets
+from trainer.config import override
+
+
+def add_plan(command: CommandLine) -> None:
+    """Registers the verb."""
+    plan = command.verb(
+        "plan",
+        _plan,
+        help="says what a run will need: memory, time, tokens, money, on hardware that need not be here",
+        example="trainer plan --preset 1180m --hardware tpu-v3 --devices 256 --mfu 0.35",
+    )
+    plan.add_argument("--preset", default="demo", metavar="NAME", help=f"settings: {', '.join(presets.PRESETS)} (demo)")
+    plan.add_argument("--steps", type=positive_int, metavar="N", help="optimizer steps (the preset's)")
+    plan.add_argument(
+        "--hardware",
+        default="cpu",
+        metavar="NAME",
+        help="cpu (this one, measured), h200, h100, a100, l4, t4, tpu-v3",
+    )
+    plan.add_argument("--devices", type=positive_int, default=1, metavar="N", help="how many of them (1)")
+    plan.add_argument("--mfu", type=float, default=0.4, metavar="SHARE", help="share of the peak that is used (0.4)")
+    plan.add_argument("--price", type=float, metavar="DOLLARS", help="an hour and device (a list price of 2026)")
+    plan.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="any setting, for example model.width=256"
+    )
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from trainer.cli import assignments
+    from trainer.plan import hardware, make_plan
+
+    given = assignments(arguments.set)
+    if arguments.steps:
+        given["steps"] = str(arguments.steps)
+    config = override(presets.get(arguments.preset), given)
+    plan = make_plan(
+        config,
+        hardware(arguments.hardware),
+        count=arguments.devices,
+        utilisation=arguments.mfu,
+        price=arguments.price,
+    )
+    if arguments.json:
+        print_json(plan)
+    else:
+        print_table(_rows(plan), ("what", "estimate"))
+    return 0
+
+
+def _rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
+    memory = ", ".join(f"{name} {value:.2f}" for name, value in plan["memory_gb"].items() if name != "total")
+    fits = "fits" if plan["fits"] else "DOES NOT FIT: more accumulation_steps, checkpoint_activations, sharding=fsdp"
+    return [
+        ("parameters", f"{plan['parameters']:,}"),
+        ("tokens", f"{plan['tokens']:,} in {plan['steps']:,} steps of {plan['tokens_a_step']:,}"),
+        ("operations", f"{plan['flops']:.3g}"),
+        ("hardware", f"{plan['devices']} x {plan['hardware']}, {plan['assumed_mfu']:.0%} of the peak assumed"),
+        ("speed", f"{plan['tokens_per_second']:,.0f} tokens/s"),
+        ("time", f"{plan['hours']:,.2f} hours, {plan['device_hours']:,.1f} device hours"),
+        ("money", f"${plan['dollars']:,.0f}"),
+        ("memory of a device", f"{plan['memory_gb']['total']:.2f} of {plan['device_memory_gb']:.0f} GB: {fits}"),
+        ("", f"GB: {memory}"),
+        ("checkpoint", f"{plan['checkpoint_gb']:.2f} GB"),
+    ]
