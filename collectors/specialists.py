@@ -174,7 +174,8 @@ class SpecialistPolicy:
         return [self._to_fields(action) for action in actions]
 
     def _predict_with_memory(self, slots: Sequence[int], batch: Any) -> Any:
-        shape = self._model.policy.lstm_hidden_state_shape  # type: ignore[union-attr]
+        policy: Any = self._model.policy
+        shape = policy.lstm_hidden_state_shape
         fresh = np.zeros((shape[0], shape[2]), np.float32)
         memories = [self._memory.get(slot, (fresh, fresh)) for slot in slots]
         state = tuple(np.stack([memory[part] for memory in memories], axis=1) for part in (0, 1))

@@ -88,5 +88,5 @@ def _maker(task_id: str) -> str:
 
 
 def _table(header: list[str], rows: list[list[object]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *rows]
+    lines: list[list[object]] = [list(header), ["---"] * len(header), *rows]
     return [f"| {' | '.join(str(cell) for cell in line)} |" for line in lines]

@@ -86,7 +86,7 @@ def _suite(domain: str, task: str, physics: str = "") -> Task:
     words = f"{domain.replace('_', ' ').capitalize()}: {task.replace('_', ' ')}"
     words += f", with {physics} changes of the body from episode to episode." if physics else "."
     # The linear tasks have no end of their own.
-    kwargs = {"physics": physics} if physics else {}
+    kwargs: dict[str, Any] = {"physics": physics} if physics else {}
     kwargs |= {"limit": _SUITE_STEPS} if domain == "lqr" else {}
     tags = ("randomised",) if physics else ()
     return _task(name, f"{domain}/{task}", words, _SUITE_STEPS, _make_suite, tags, **kwargs)

@@ -148,7 +148,7 @@ def test_training_goes_on_after_kill(tmp_path: Path, monkeypatch: pytest.MonkeyP
     process = subprocess.Popen(
         [sys.executable, "-c", code, *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and not (path.exists() and len(EpisodeStore.open(store)) > 20):
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
@@ -206,13 +206,13 @@ def test_a_foreign_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["list", "--tasks", "CartPole-v1", "--spaces", "--json"]) == 0
+    assert cli.main(["list", "--tasks", "CartPole-v1", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["observation"] == {"observation": "continuous[4]"}
     assert row["action"] == {"action": "discrete[]"}
     assert row["expert"].startswith("PPO")
     assert cli.main(["list"]) == 0
-    assert "tasks in" in capsys.readouterr().out
+    assert "families: " in capsys.readouterr().out
 
 
 def test_score_measures_and_adds_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
