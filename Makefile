@@ -10,8 +10,8 @@ PEERS_STAMP := $(PEERS)/.installed-$(shell cksum requirements/peers.txt | cut -d
 export SDL_VIDEODRIVER ?= dummy
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo test test-catalogue test-catalogue-sample test-slow test-peers test-cluster peers lint benchmarks \
-  benchmarks-peers clean setup
+.PHONY: help demo experts test test-catalogue test-catalogue-sample test-slow test-peers test-cluster peers lint \
+  benchmarks benchmarks-peers clean setup
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 23
@@ -30,6 +30,10 @@ $(STAMP): $(LOCK) pyproject.toml
 
 demo: $(STAMP)  ## specialists, demonstrations, shards, one generalist, its scores: under runs/demo, in 20 minutes
 	@$(BIN)/python examples/demo.py $(DEMO_FLAGS)
+
+# Interrupted, it goes on when run again. EXPERTS_FLAGS="--tasks sokoban" for a part.
+experts: $(STAMP)  ## demonstrations of every expert from nothing, and their scores: under runs/experts, in hours
+	@OMP_NUM_THREADS=1 $(BIN)/python examples/experts.py $(EXPERTS_FLAGS)
 
 test: $(STAMP)  ## the checks and the fast tests, in five minutes
 	@$(MAKE) --no-print-directory lint

@@ -9,7 +9,7 @@ from benchmarks.measure import RESULTS, append
 
 # How the measures' ids begin; each is a module with a generator `measures`, with '_' in place of '.'.
 SUBJECTS = (
-    *("tokenize", "content", "shards.tokens", "shards.patches", "beam", "beam.flink", "beam.million"),
+    *("tokenize", "content", "shards.tokens", "shards.patches", "beam", "beam.flink", "beam.million", "collect"),
     *("store.million", "store.view", "store.image", "store.state", "store.checksum", "store.memory"),
 )
 

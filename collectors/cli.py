@@ -8,6 +8,7 @@ import functools
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from collectors import registry
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_describe(line)
     _add_train(line)
     _add_collect(line)
+    _add_play(line)
     _add_score(line)
     return line.main(arguments)
 
@@ -115,6 +117,7 @@ def _add_train(line: CommandLine) -> None:
     add_seed(parser)
     _add_workers(parser)
     parser.add_argument("--steps", type=positive_int, metavar="N", help="steps of training at most (each task's own)")
+    parser.add_argument("--tensorboard", metavar="DIR", default="", help="folder for TensorBoard's curves (none)")
 
 
 def _add_collect(line: CommandLine) -> None:
@@ -170,6 +173,7 @@ def _collect(arguments: argparse.Namespace, *, train: bool, collect: bool) -> No
             train_steps=None if collect else amounts[task.task_id],
             seed=arguments.seed,
             disturb=not getattr(arguments, "no_disturbance", False),
+            tensorboard=getattr(arguments, "tensorboard", ""),
         )
         # The longest first, so that processes end together.
         for task in sorted(tasks, key=lambda task: -isinstance(task.expert, Sb3Expert))
@@ -231,11 +235,70 @@ def _announce_licences(tasks: Sequence[Task]) -> None:
             print(attribution.line(), file=sys.stderr)
 
 
+def _add_play(line: CommandLine) -> None:
+    parser = line.verb(
+        "play",
+        _play,
+        help="play a task with the keyboard, in the browser or a window; whole episodes go to the store",
+        example="collectors play --tasks minigrid/DoorKey-6x6-v0 --store runs/store --player ada",
+    )
+    add_store(parser)
+    add_tasks(parser)
+    add_seed(parser)
+    parser.add_argument("--player", default="anonymous", metavar="NAME", help="who plays; recorded (anonymous)")
+    parser.add_argument("--episodes", type=positive_int, metavar="N", help="episodes at most (until you stop)")
+    parser.add_argument("--fps", type=float, metavar="N", help="steps a second (the environment's own)")
+    parser.add_argument("--window", action="store_true", help="in a window of its own instead of the browser")
+    parser.add_argument("--port", type=int, default=0, metavar="N", help="of the page, on this machine only (any)")
+
+
+def _play(arguments: argparse.Namespace) -> None:
+    from collectors.play import PLAYER, next_place, play
+
+    tasks = registry.find(arguments.tasks) if arguments.tasks else []
+    if len(tasks) != 1:
+        raise UserError(f"--tasks: expected one task to play, got {len(tasks)}")
+    if not PLAYER.fullmatch(arguments.player):
+        raise UserError(f"--player {arguments.player}: expected letters, digits, '_' and '-'")
+    if arguments.fps is not None and not arguments.fps > 0:
+        raise UserError(f"--fps {arguments.fps}: expected more than 0")
+    (task,) = tasks
+    screen: Any
+    if arguments.window:
+        from collectors.window_screen import WindowScreen
+
+        screen = WindowScreen()
+    else:
+        from collectors.browser_screen import BrowserScreen
+
+        screen = BrowserScreen(port=arguments.port)
+        print(f"open {screen.address} to play; close the page or press Ctrl-C to stop", file=sys.stderr, flush=True)
+    try:
+        with EpisodeWriter(arguments.store) as writer:
+            writer.add_task(task.spec())
+            played = play(
+                task,
+                screen,
+                writer.add_episode,
+                player=arguments.player,
+                num_episodes=arguments.episodes,
+                seed=arguments.seed,
+                first=next_place(arguments.store, task, arguments.player),
+                frames_per_second=arguments.fps,
+            )
+    finally:
+        screen.close()
+    if arguments.json:
+        print_json({"task_id": task.task_id, "episodes": played})
+    else:
+        print(f"{played} episodes of {task.task_id} are in {arguments.store}")
+
+
 def _add_score(line: CommandLine) -> None:
     parser = line.verb(
         "score",
         _score,
-        help="measure the random and the expert return of tasks, each over 50 episodes",
+        help="measure the random and the expert return of tasks, each over 50 episodes; goes on where it stopped",
         example="collectors score --tasks toy_text --output runs/scores.json --workers 2",
     )
     add_tasks(parser)
@@ -245,13 +308,14 @@ def _add_score(line: CommandLine) -> None:
     add_output(parser, "JSON file to add the scores to", required=False)
     parser.add_argument("--episodes", type=positive_int, default=50, metavar="N", help="episodes each (50)")
     parser.add_argument("--random-only", action="store_true", help="leave the expert out")
+    parser.add_argument("--again", action="store_true", help="measure again what --output has already")
     parser.add_argument("--known", action="store_true", help="measure nothing: take the scores kept in the project")
     add_seed(parser)
     _add_workers(parser)
 
 
 def _score(arguments: argparse.Namespace) -> None:
-    from collectors import jobs, scores
+    from collectors import scores
 
     tasks = registry.find(arguments.tasks)
     if arguments.known:
@@ -259,30 +323,7 @@ def _score(arguments: argparse.Namespace) -> None:
     else:
         if not arguments.tasks:
             raise UserError("--tasks is needed: task ids or patterns; `collectors list` shows them")
-        tasks = [task for task in tasks if not task.is_corpus]
-        runner: jobs.JobRunner = jobs.JobRunner(
-            scores.measure,
-            unit="episode",
-            describe=lambda job: job.task_id,
-            done=lambda result: f"{result[0]}: random {result[1].random_return}, expert {result[1].expert_return}",
-        )
-        todo = [
-            scores.ScoreJob(
-                task_id=task.task_id,
-                output=arguments.agents,
-                episodes=arguments.episodes,
-                seed=arguments.seed,
-                expert=not arguments.random_only,
-            )
-            for task in tasks
-        ]
-        total = len(todo) * arguments.episodes * (1 if arguments.random_only else 2)
-        measured = dict(runner.run(todo, workers=arguments.workers, total=total, title="scoring"))
-    if arguments.output:
-        import pathlib
-
-        old = scores.load(arguments.output) if pathlib.Path(arguments.output).exists() else {}
-        scores.save(arguments.output, old | measured)
+        measured = _measure([task for task in tasks if not task.is_corpus], arguments)
     if arguments.json:
         print_json({task_id: dataclasses.asdict(score) for task_id, score in measured.items()})
     else:
@@ -293,6 +334,38 @@ def _score(arguments: argparse.Namespace) -> None:
             ],
             ["task", "random", "std", "expert", "std", "by"],
         )
+
+
+def _measure(tasks: Sequence[Task], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Scores of the tasks; each goes to --output as soon as it is there, and what that has already is not repeated."""
+    from collectors import jobs, scores
+
+    output = Path(arguments.output) if arguments.output else None
+    kept = scores.load(output) if output and output.exists() else {}
+    todo = [
+        scores.ScoreJob(
+            task_id=task.task_id,
+            output=arguments.agents,
+            episodes=arguments.episodes,
+            seed=arguments.seed,
+            expert=not arguments.random_only,
+        )
+        for task in tasks
+    ]
+    if not arguments.again:
+        todo = [job for job in todo if not scores.is_measured(job, kept.get(job.task_id))]
+
+    def keep(result: tuple[str, scores.Score]) -> str:
+        task_id, score = result
+        kept[task_id] = score
+        if output:
+            scores.save(output, kept)
+        return f"{task_id}: random {score.random_return}, expert {score.expert_return}"
+
+    runner: jobs.JobRunner = jobs.JobRunner(scores.measure, unit="episode", describe=lambda job: job.task_id, done=keep)
+    total = len(todo) * arguments.episodes * (1 if arguments.random_only else 2)
+    runner.run(todo, workers=arguments.workers, total=total, title="scoring")
+    return {task.task_id: kept[task.task_id] for task in tasks}
 
 
 def _expert_columns(score: Any) -> list[Any]:

@@ -17,7 +17,7 @@ from collectors.action_guard import count_events
 from collectors.jobs import Report
 from collectors.rollout import Policy, rollout
 from collectors.seeds import Purpose, episode_seeds, place_of, purpose_of
-from collectors.task import CorpusSource, Disturbance, Sb3Expert, Task
+from collectors.task import CorpusSource, Disturbance, Sb3Expert, ScriptedExpert, Task
 from episode_store.errors import UserError
 from episode_store.store import EpisodeStore
 from episode_store.writer import EpisodeWriter
@@ -46,6 +46,7 @@ class CollectionJob:
       train_steps: at most this many steps of training.
       seed: of everything.
       disturb: with the task's disturbance; never for a random agent.
+      tensorboard: folder for the curves of the training; "" for none.
     """
 
     task_id: str
@@ -59,6 +60,7 @@ class CollectionJob:
     train_steps: int | None = None
     seed: int = 0
     disturb: bool = True
+    tensorboard: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,12 +139,36 @@ def run(job: CollectionJob, report: Report) -> CollectionResult:
             policy = _policy(task, job) if job.collect else None
             agent_id = policy.agent_id if policy else _specialist_id(task, job)
             if policy is not None:
-                guard_events = _collect(task, policy, job, writer, report)
+                guard_events = _collect(task, policy, job, writer, report, num_envs=num_envs_for(task))
         collect_seconds = time.monotonic() - started
     new_episodes += _count(job)
     result = _result(
         job, agent_id, new_episodes=new_episodes, train_seconds=train_seconds, collect_seconds=collect_seconds
     )
+    return dataclasses.replace(result, guard_events=guard_events)
+
+
+def collect_with(policy: Policy, job: CollectionJob, report: Report, *, num_envs: int = 1) -> CollectionResult:
+    """Records demonstrations by any policy, for example a checkpoint of the generalist; what the store has stays.
+
+    Args:
+      policy: that acts; its agent_id says whose episodes of the store count as done.
+      job: its `agent` and `train` do not matter.
+      report: of the steps.
+      num_envs: environments stepped together.
+
+    Raises:
+      UserError: a package that is missing, a store that cannot be used.
+    """
+    task = registry.get(job.task_id)
+    started = time.monotonic()
+    with EpisodeWriter(job.store) as writer:
+        new_episodes = -_count(job)
+        writer.add_task(task.spec())
+        guard_events = _collect(task, policy, job, writer, report, num_envs=num_envs)
+    new_episodes += _count(job)
+    seconds = time.monotonic() - started
+    result = _result(job, policy.agent_id, new_episodes=new_episodes, train_seconds=0.0, collect_seconds=seconds)
     return dataclasses.replace(result, guard_events=guard_events)
 
 
@@ -208,6 +234,7 @@ def _train(task: Task, job: CollectionJob, writer: EpisodeWriter, report: Report
         first_index=int(recorded.indices.max()) + 1 if len(recorded.indices) else 0,
         first_seed=max(places, default=-1) + 1,
         max_steps=job.train_steps,
+        tensorboard=job.tensorboard or None,
         on_progress=on_progress,
     )
     # What an early stop saved, or an earlier run did.
@@ -223,6 +250,18 @@ def _policy(task: Task, job: CollectionJob) -> Policy:
     if job.agent == "random":
         return policies.random_policy(task)
     return expert_policy(task, output=job.output, seed=job.seed)
+
+
+def expert_id(task: Task, seed: int) -> str:
+    """The agent_id of a task's expert; "" where there is none."""
+    match task.expert:
+        case ScriptedExpert():
+            return policies.scripted_policy(task).agent_id
+        case Sb3Expert():
+            from collectors import specialists
+
+            return specialists.agent_id(task, seed)
+    return ""
 
 
 def expert_policy(task: Task, *, output: str, seed: int) -> Policy:
@@ -246,7 +285,7 @@ def num_envs_for(task: Task) -> int:
 
 
 def _collect(
-    task: Task, policy: Policy, job: CollectionJob, writer: EpisodeWriter, report: Report
+    task: Task, policy: Policy, job: CollectionJob, writer: EpisodeWriter, report: Report, *, num_envs: int
 ) -> Mapping[str, int]:
     """Brings the episodes that the store lacks; returns what the task's guard logged in them, kind -> number."""
     rows = _rows(job, policy.agent_id)
@@ -256,7 +295,7 @@ def _collect(
         seed: int(steps) for seed, steps, trained in zip(rows.seeds, rows.steps, training, strict=True) if not trained
     }
     disturbance: Disturbance | None = task.disturbance if job.disturb and job.agent == "expert" else None
-    environments = [task.environment() for _ in range(num_envs_for(task))]
+    environments = [task.environment() for _ in range(num_envs)]
     guard_events: collections.Counter[str] = collections.Counter()
     try:
         lengths: list[int] = []

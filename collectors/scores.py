@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from collectors import policies, registry
-from collectors.collection import expert_policy, num_envs_for
+from collectors.collection import expert_id, expert_policy, num_envs_for
 from collectors.jobs import Report
 from collectors.rollout import Policy, rollout
 from collectors.seeds import Purpose, episode_seeds
@@ -24,6 +24,7 @@ from episode_store.errors import UserError
 from episode_store.files import write_json
 
 EPISODES = 50
+_RESAMPLES = 10_000
 _FORMAT_ERROR = "expected a JSON object of task id -> score, as `collectors score --output` writes it"
 
 
@@ -35,7 +36,9 @@ class Score:
       random_return, random_std: mean and standard deviation over episodes, of uniformly random actions.
       expert_return, expert_std: of the task's expert; None where it was not measured.
       expert: agent_id of the expert.
-      expert_seconds: that the expert's episodes took; 0 where unknown.
+      gain_low: lower end of the 95% bootstrap interval of expert_return - random_return; see `bootstrap_gain_low`.
+      expert_seconds, expert_steps: that the expert's episodes took; 0 where unknown.
+      train_seconds, train_steps: that the expert's training took; 0 for a program.
       episodes: of each of the two.
       seed: that picked the episodes' seeds.
       versions: package -> version of the environment.
@@ -47,11 +50,20 @@ class Score:
     expert_return: float | None = None
     expert_std: float | None = None
     expert: str = ""
+    gain_low: float | None = None
     expert_seconds: float = 0.0
+    expert_steps: int = 0
+    train_seconds: float = 0.0
+    train_steps: int = 0
     episodes: int
     seed: int
     versions: Mapping[str, str]
     date: str
+
+    @property
+    def is_expert(self) -> bool:
+        """Whether the expert is better than random by a margin that the spread supports."""
+        return self.gain_low is not None and self.gain_low > 0
 
     def normalized(self, episode_return: float) -> float:
         """See `normalized_score`."""
@@ -67,6 +79,23 @@ def normalized_score(episode_return: float, *, expert: float | None, random: flo
     if expert is None or not expert > random:
         raise UserError(f"no normalised score: expert return {expert} is not above random return {random}")
     return 100.0 * (episode_return - random) / (expert - random)
+
+
+def bootstrap_gain_low(expert: np.ndarray, random: np.ndarray) -> float:
+    """Lower end of the 95% percentile interval of the difference of means (Efron and Tibshirani 1993, section 13.3).
+
+    Episodes of both are drawn again 10,000 times, independently; the draws are the same at every call.
+
+    Args:
+      expert: returns, [episodes].
+      random: returns, [episodes].
+    """
+    rng = np.random.default_rng(0)
+    gains = [
+        returns[rng.integers(len(returns), size=(_RESAMPLES, len(returns)))].mean(axis=1)
+        for returns in (expert, random)
+    ]
+    return float(np.quantile(gains[0] - gains[1], 0.025))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,20 +154,24 @@ def measure(job: ScoreJob, report: Report) -> tuple[str, Score]:
     task = registry.get(job.task_id)
     if task.make_env is None:
         raise UserError(f"task {job.task_id} is a corpus: nobody acts in it, so it has no return to score")
-    random_returns, _ = _returns(task, policies.random_policy(task), job, report, "random")
+    random = _play(task, policies.random_policy(task), job, report, "random")
     facts: dict[str, Any] = {}
     if job.expert and task.expert is not None:
-        expert = expert_policy(task, output=job.output, seed=job.seed)
-        returns, seconds = _returns(task, expert, job, report, "expert")
+        policy = expert_policy(task, output=job.output, seed=job.seed)
+        expert = _play(task, policy, job, report, "expert")
         facts = {
-            "expert": expert.agent_id,
-            "expert_return": round(float(returns.mean()), 4),
-            "expert_std": round(float(returns.std()), 4),
-            "expert_seconds": round(seconds, 2),
+            "expert": policy.agent_id,
+            "expert_return": round(float(expert.returns.mean()), 4),
+            "expert_std": round(float(expert.returns.std()), 4),
+            "gain_low": round(bootstrap_gain_low(expert.returns, random.returns), 4),
+            "expert_seconds": round(expert.seconds, 2),
+            "expert_steps": expert.num_steps,
+            "train_seconds": round(getattr(policy, "train_seconds", 0.0), 1),
+            "train_steps": getattr(policy, "train_steps", 0),
         }
     score = Score(
-        random_return=round(float(random_returns.mean()), 4),
-        random_std=round(float(random_returns.std()), 4),
+        random_return=round(float(random.returns.mean()), 4),
+        random_std=round(float(random.returns.std()), 4),
         episodes=job.episodes,
         seed=job.seed,
         versions=task.make_env.config()["versions"],
@@ -148,15 +181,37 @@ def measure(job: ScoreJob, report: Report) -> tuple[str, Score]:
     return job.task_id, score
 
 
-def _returns(task: Task, policy: Policy, job: ScoreJob, report: Report, doing: str) -> tuple[np.ndarray, float]:
+def is_measured(job: ScoreJob, score: Score | None) -> bool:
+    """Whether `score` is what this job would measure: the same episodes of the same expert in the same versions."""
+    task = registry.get(job.task_id)
+    if score is None or task.make_env is None:
+        return False
+    now = task.make_env.config()["versions"]
+    # What the episodes depend on; Python's version and the like are kept for the record.
+    unchanged = all(
+        score.versions.get(name) == now.get(name) for name in ("gymnasium", task.make_env.package, "mujoco")
+    )
+    expert = expert_id(task, job.seed) if job.expert else ""
+    return unchanged and (score.episodes, score.seed, score.expert) == (job.episodes, job.seed, expert)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Played:
+    returns: np.ndarray
+    num_steps: int
+    seconds: float
+
+
+def _play(task: Task, policy: Policy, job: ScoreJob, report: Report, doing: str) -> _Played:
     seeds = episode_seeds(Purpose.SCORE, seed=job.seed, count=job.episodes)
-    returns = {}
+    returns, num_steps = {}, 0
     started = time.monotonic()
     for episode in rollout(task, policy, seeds=seeds, num_envs=num_envs_for(task)):
         returns[episode.metadata.seed] = episode.episode_return
+        num_steps += episode.num_steps
         report(1, doing)
     # In the order of the seeds, so that the sum does not depend on which episode ended first.
-    return np.array([returns[seed] for seed in seeds]), time.monotonic() - started
+    return _Played(np.array([returns[seed] for seed in seeds]), num_steps, time.monotonic() - started)
 
 
 def _parse(text: str, where: str) -> Mapping[str, Score]:

@@ -1,12 +1,12 @@
 """Specialists: agents trained on one task with stable-baselines3, recorded while they train.
 
-The only module that imports stable-baselines3. A specialist is one `.safetensors` file: the tensors of the agent and
-its optimizer, and a JSON header with its recipe and progress. Nothing is pickled.
+The only module that imports stable-baselines3; `specialist_file.py` owns the file of an agent.
 """
 
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import hashlib
 import itertools
@@ -18,30 +18,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import stable_baselines3
 import torch
-from safetensors import SafetensorError
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from collectors import spaces
+from collectors import spaces, specialist_file
 from collectors.recording import RecordingEnv
 from collectors.seeds import Purpose, episode_seeds
 from collectors.task import Sb3Expert, Task
 from episode_store.episode import Episode, EpisodeMetadata
 from episode_store.errors import UserError
-from episode_store.files import write_bytes
 from episode_store.task import task_file_name
 
 if TYPE_CHECKING:
     import gymnasium
 
-_FORMAT = "gato-specialist-v1"
 _SECONDS_BETWEEN_CHECKPOINTS = 5.0
+# What an off-policy agent remembers may be gigabytes.
+_SECONDS_BETWEEN_REPLAYS = 60.0
 _LOOKS_PER_BUDGET = 10_000
 
 
@@ -75,6 +73,7 @@ def train_specialist(
     first_seed: int = 0,
     max_steps: int | None = None,
     experiment_id: str = "",
+    tensorboard: str | None = None,
     on_progress: Callable[[int, float], None] | None = None,
 ) -> Progress:
     """Trains the specialist of `task`, or goes on where the file at `path` stopped; a finished one is left alone.
@@ -93,6 +92,7 @@ def train_specialist(
       first_seed: place of its seed in the order of `seeds.episode_seeds`.
       max_steps: trains fewer steps than the recipe says.
       experiment_id: recorded in the metadata.
+      tensorboard: folder for TensorBoard's curves; None for none.
       on_progress: called now and then with (steps so far, mean return of the latest episodes).
 
     Raises:
@@ -102,7 +102,7 @@ def train_specialist(
     # One thread a process: a second thread slows small networks down, and processes share the cores.
     torch.set_num_threads(1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    saved = _load(path, task) if path.exists() else None
+    saved = specialist_file.load(path, _identity(task, recipe)) if path.exists() else None
     if saved is not None and saved.header["finished"]:
         return _progress(saved.header)
     total_steps = min(recipe.steps, max_steps or recipe.steps)
@@ -110,17 +110,25 @@ def train_specialist(
     recorder = _Recorder(task, sink, seed=seed, first_index=first_index, experiment_id=experiment_id)
     vec_env = recorder.vec_env(recipe, first_seed=first_seed)
     set_random_seed(seed + trained)
-    model = _build(recipe, vec_env, seed=seed + trained)
+    model = _build(recipe, vec_env, seed=seed + trained, tensorboard=tensorboard)
     if saved is not None:
-        _restore(model, saved)
-    checkpoint = _Checkpoint(model, path, task, recipe, seed=seed, episodes_before=trained, recorder=recorder)
-    if saved is not None:
-        checkpoint.seconds_before = saved.header["seconds"]
+        specialist_file.restore(model, saved)
+        specialist_file.restore_replay(path, model)
+    checkpoint = _Checkpoint(
+        model,
+        path,
+        task,
+        recipe,
+        seed=seed,
+        episodes_before=trained,
+        seconds_before=saved.header["seconds"] if saved else 0.0,
+        recorder=recorder,
+    )
     callback = _Watch(recipe, recorder, checkpoint, on_progress)
     try:
         remaining = total_steps - model.num_timesteps
         if remaining > 0:
-            model.learn(remaining, callback=callback, reset_num_timesteps=saved is None)
+            model.learn(remaining, callback=callback, reset_num_timesteps=saved is None, tb_log_name=path.stem)
         return _progress(checkpoint.write(finished=True))
     finally:
         model.get_env().close()  # type: ignore[union-attr]
@@ -132,8 +140,12 @@ class SpecialistPolicy:
     def __init__(self, task: Task, model: BaseAlgorithm, *, agent_id: str, agent_hash: str) -> None:
         self.agent_id = agent_id
         self.agent_hash = agent_hash
+        self.train_seconds, self.train_steps = 0.0, 0
         self._model = model
         self._normalize = model.get_vec_normalize_env()
+        # What a recurrent agent remembers in each slot: None until its first step.
+        self._is_recurrent = hasattr(model.policy, "lstm_actor")
+        self._memory: dict[int, Any] = {}
         env = task.environment()
         try:
             self._to_value = spaces.unflattener(env.observation_space, "observation")
@@ -142,7 +154,8 @@ class SpecialistPolicy:
             env.close()
 
     def begin_episode(self, slot: int, env: gymnasium.Env, seed: int) -> None:
-        """Nothing: the agent has no memory."""
+        """A recurrent agent forgets the episode before."""
+        self._memory.pop(slot, None)
 
     def act(self, slots: Sequence[int], observations: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
         """The deterministic actions, clipped or scaled into the action space as in training."""
@@ -154,8 +167,24 @@ class SpecialistPolicy:
             batch = np.stack(values)
         if self._normalize is not None:
             batch = self._normalize.normalize_obs(batch)
-        actions, _ = self._model.predict(batch, deterministic=True)
+        if self._is_recurrent:
+            actions = self._predict_with_memory(slots, batch)
+        else:
+            actions, _ = self._model.predict(batch, deterministic=True)
         return [self._to_fields(action) for action in actions]
+
+    def _predict_with_memory(self, slots: Sequence[int], batch: Any) -> Any:
+        policy: Any = self._model.policy
+        shape = policy.lstm_hidden_state_shape
+        fresh = np.zeros((shape[0], shape[2]), np.float32)
+        memories = [self._memory.get(slot, (fresh, fresh)) for slot in slots]
+        state = tuple(np.stack([memory[part] for memory in memories], axis=1) for part in (0, 1))
+        starts = np.array([slot not in self._memory for slot in slots])
+        actions, after = self._model.predict(batch, state=state, episode_start=starts, deterministic=True)
+        assert after is not None
+        for row, slot in enumerate(slots):
+            self._memory[slot] = (after[0][:, row], after[1][:, row])
+        return actions
 
 
 def load_specialist(task: Task, path: Path) -> SpecialistPolicy:
@@ -170,14 +199,22 @@ def load_specialist(task: Task, path: Path) -> SpecialistPolicy:
             "--output and --seed first"
         )
     torch.set_num_threads(1)
-    saved = _load(path, task)
+    recipe = _recipe(task)
+    saved = specialist_file.load(path, _identity(task, recipe))
     if not saved.header["finished"]:
         raise UserError(f"the specialist at {path} is still in training: run `collectors train` again to finish it")
-    model = _build(_recipe(task), DummyVecEnv([task.environment]), seed=0)
-    _restore(model, saved)
-    model.get_env().close()  # type: ignore[union-attr]
+    model = _build(_to_act(recipe), DummyVecEnv([task.environment]), seed=0)
+    specialist_file.restore(model, saved)
     digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-    return SpecialistPolicy(task, model, agent_id=agent_id(task, saved.header["seed"]), agent_hash=digest)
+    policy = SpecialistPolicy(task, model, agent_id=agent_id(task, saved.header["seed"]), agent_hash=digest)
+    policy.train_seconds, policy.train_steps = saved.header["seconds"], saved.header["num_timesteps"]
+    return policy
+
+
+def _to_act(recipe: Sb3Expert) -> Sb3Expert:
+    """The recipe with room for no experience, which may be gigabytes."""
+    small = {"buffer_size": 1} if "buffer_size" in recipe.hyperparameters else {}
+    return dataclasses.replace(recipe, hyperparameters={**recipe.hyperparameters, **small})
 
 
 def _recipe(task: Task) -> Sb3Expert:
@@ -235,16 +272,21 @@ def _endless_seeds(seed: int, first: int) -> Any:
         yield from episode_seeds(Purpose.TRAIN, seed=seed, count=1024, first=place)
 
 
-def _build(recipe: Sb3Expert, vec_env: VecEnv, *, seed: int) -> BaseAlgorithm:
-    hyperparameters = {key: _schedule(value) for key, value in recipe.hyperparameters.items()}
-    policy = hyperparameters.pop("policy", None) or _default_policy(vec_env.observation_space)
+def _build(recipe: Sb3Expert, vec_env: VecEnv, *, seed: int, tensorboard: str | None = None) -> BaseAlgorithm:
+    # A copy: SB3 writes into policy_kwargs, and the recipe is shared.
+    hyperparameters = {key: _schedule(value) for key, value in copy.deepcopy(dict(recipe.hyperparameters)).items()}
+    policy = hyperparameters.pop("policy", None) or _default_policy(recipe.algorithm, vec_env.observation_space)
+    if hyperparameters.get("replay_buffer_class") == "HerReplayBuffer":
+        hyperparameters["replay_buffer_class"] = HerReplayBuffer
     if recipe.normalize and not isinstance(vec_env, VecNormalize):
         vec_env = VecNormalize(vec_env, training=False)
     if vec_env.num_envs < recipe.num_envs:
         # Loaded to act in one environment, where SB3 would warn that batches do not fit.
         warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
-    device = "auto" if policy == "CnnPolicy" else "cpu"
-    return _algorithm(recipe.algorithm)(policy, vec_env, seed=seed, device=device, verbose=0, **hyperparameters)
+    device = "auto" if policy.startswith("Cnn") else "cpu"
+    return _algorithm(recipe.algorithm)(
+        policy, vec_env, seed=seed, device=device, verbose=0, tensorboard_log=tensorboard, **hyperparameters
+    )
 
 
 def _algorithm(name: str) -> type[BaseAlgorithm]:
@@ -255,12 +297,15 @@ def _algorithm(name: str) -> type[BaseAlgorithm]:
     return getattr(sb3_contrib, name)
 
 
-def _default_policy(space: gymnasium.Space) -> str:
+def _default_policy(algorithm: str, space: gymnasium.Space) -> str:
     import gymnasium
 
+    kind = "Mlp"
     if isinstance(space, gymnasium.spaces.Dict):
-        return "MultiInputPolicy"
-    return "CnnPolicy" if len(space.shape or ()) == 3 else "MlpPolicy"
+        kind = "MultiInput"
+    elif len(space.shape or ()) == 3:
+        kind = "Cnn"
+    return f"{kind}{'Lstm' * (algorithm == 'RecurrentPPO')}Policy"
 
 
 def _schedule(value: Any) -> Any:
@@ -272,7 +317,7 @@ def _schedule(value: Any) -> Any:
 
 
 class _Watch(BaseCallback):
-    """After each stretch of experience: a checkpoint now and then, and the end when the return is good or stable."""
+    """A checkpoint now and then, and the end when the return is good or stable."""
 
     def __init__(
         self,
@@ -297,13 +342,14 @@ class _Watch(BaseCallback):
         self._next_look = self.num_timesteps + self._recipe.steps // _LOOKS_PER_BUDGET
         returns = self._recorder.returns
         mean = float(np.mean(returns)) if returns else float("nan")
+        if returns:
+            self.logger.record("rollout/episode_return", mean)
         if self._on_progress is not None:
             self._on_progress(self.num_timesteps, mean)
         return len(returns) < self._recipe.stop_window or not self._is_done(mean)
 
     def _on_rollout_end(self) -> None:
-        if time.monotonic() - self._checkpoint.written_at >= _SECONDS_BETWEEN_CHECKPOINTS:
-            self._checkpoint.write(finished=False)
+        self._checkpoint.write_now_and_then()
 
     def _is_done(self, mean: float) -> bool:
         if self._recipe.stop_at is not None and mean >= self._recipe.stop_at:
@@ -314,14 +360,8 @@ class _Watch(BaseCallback):
         return patience is not None and self.num_timesteps - self._best_steps > patience
 
 
-@dataclasses.dataclass(frozen=True)
-class _Saved:
-    header: dict[str, Any]
-    tensors: dict[str, torch.Tensor]
-
-
 class _Checkpoint:
-    """Writes a specialist's file, whole or not at all."""
+    """Writes a specialist's file and, less often, what it remembers."""
 
     def __init__(
         self,
@@ -332,95 +372,45 @@ class _Checkpoint:
         *,
         seed: int,
         episodes_before: int,
+        seconds_before: float,
         recorder: _Recorder,
     ) -> None:
         self._model = model
         self._path = path
-        self._facts = {"format": _FORMAT, "task_id": task.task_id, "recipe": _recipe_json(recipe), "seed": seed}
+        self._facts = {**_identity(task, recipe), "seed": seed}
         self._episodes_before = episodes_before
+        self._seconds_before = seconds_before
         self._recorder = recorder
-        self._started_at = self.written_at = time.monotonic()
-        self.seconds_before = 0.0
+        self._started_at = self._written_at = self._replay_written_at = time.monotonic()
+
+    def write_now_and_then(self) -> None:
+        """Call it after each stretch of experience."""
+        now = time.monotonic()
+        if now - self._written_at < _SECONDS_BETWEEN_CHECKPOINTS:
+            return
+        if now - self._replay_written_at >= _SECONDS_BETWEEN_REPLAYS:
+            specialist_file.save_replay(self._path, self._model)
+            self._replay_written_at = time.monotonic()
+        self.write(finished=False)
 
     def write(self, *, finished: bool) -> dict[str, Any]:
         """Returns the header that was written."""
-        tensors: dict[str, torch.Tensor] = {}
-        parameters = _take_tensors(self._model.get_parameters(), "", tensors)
-        normalize = self._model.get_vec_normalize_env()
-        if normalize is not None:
-            for name, statistics in (("observation", normalize.obs_rms), ("return", normalize.ret_rms)):
-                for part in ("mean", "var", "count"):
-                    values = np.asarray(getattr(statistics, part), np.float64)
-                    tensors[f"normalize/{name}/{part}"] = torch.from_numpy(values.copy())
-        header = {
+        facts = {
             **self._facts,
             "finished": finished,
-            "num_timesteps": self._model.num_timesteps,
-            "num_updates": self._model._n_updates,
             "num_episodes": self._episodes_before + self._recorder.num_episodes,
-            "seconds": self.seconds_before + time.monotonic() - self._started_at,
-            "parameters": parameters,
+            "seconds": self._seconds_before + time.monotonic() - self._started_at,
         }
-        write_bytes(self._path, safetensors.torch.save(tensors, {"specialist": json.dumps(header)}))
-        self.written_at = time.monotonic()
+        header = specialist_file.save(self._path, self._model, facts)
+        if finished:
+            specialist_file.replay_path(self._path).unlink(missing_ok=True)
+        self._written_at = time.monotonic()
         return header
 
 
-def _load(path: Path, task: Task) -> _Saved:
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("specialist", "{}"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path} is no specialist of this project, or damaged ({error}): delete it") from None
-    recipe = _recipe(task)
-    for name, expected in (("format", _FORMAT), ("task_id", task.task_id), ("recipe", _recipe_json(recipe))):
-        if header.get(name) != expected:
-            raise UserError(
-                f"{path}: expected a specialist with {name} {expected!r}, got {header.get(name)!r}: delete it, or give "
-                "another --output"
-            )
-    return _Saved(header, tensors)
-
-
-def _restore(model: BaseAlgorithm, saved: _Saved) -> None:
-    model.set_parameters(_put_tensors(saved.header["parameters"], saved.tensors))
-    model.num_timesteps = saved.header["num_timesteps"]
-    model._n_updates = saved.header["num_updates"]
-    normalize = model.get_vec_normalize_env()
-    if normalize is not None:
-        for name, statistics in (("observation", normalize.obs_rms), ("return", normalize.ret_rms)):
-            for part in ("mean", "var", "count"):
-                values = saved.tensors[f"normalize/{name}/{part}"].numpy()
-                setattr(statistics, part, values if values.ndim else float(values))
-
-
-def _take_tensors(tree: Any, key: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """A JSON skeleton of a nested state; its tensors go to `tensors`. Keys that are numbers are marked."""
-    if isinstance(tree, torch.Tensor):
-        tensors[key] = tree.detach().cpu().contiguous()
-        return {"$tensor": key}
-    if isinstance(tree, Mapping):
-        return {
-            f"#{name}" if isinstance(name, int) else name: _take_tensors(value, f"{key}/{name}", tensors)
-            for name, value in tree.items()
-        }
-    if isinstance(tree, list | tuple):
-        return [_take_tensors(value, f"{key}/{place}", tensors) for place, value in enumerate(tree)]
-    return tree
-
-
-def _put_tensors(skeleton: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    if isinstance(skeleton, dict):
-        if set(skeleton) == {"$tensor"}:
-            return tensors[skeleton["$tensor"]]
-        return {
-            int(name[1:]) if name.startswith("#") else name: _put_tensors(value, tensors)
-            for name, value in skeleton.items()
-        }
-    if isinstance(skeleton, list):
-        return [_put_tensors(value, tensors) for value in skeleton]
-    return skeleton
+def _identity(task: Task, recipe: Sb3Expert) -> dict[str, Any]:
+    """What a file must say to be this task's specialist."""
+    return {"format": specialist_file.FORMAT, "task_id": task.task_id, "recipe": _recipe_json(recipe)}
 
 
 def _recipe_json(recipe: Sb3Expert) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from episode_store.command_line import (
 from episode_store.errors import UserError
 from episode_store.files import write_json
 from trainer import presets
+from trainer.cli_collect import add_collect
 from trainer.cli_export import add_export
 from trainer.cli_plan import add_plan
 from trainer.config import TrainConfig, override
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_train(command, sys.argv[1:] if arguments is None else arguments)
     add_plan(command)
     _add_evaluate(command)
+    add_collect(command)
     add_export(command)
     report = command.verb(
         "report",

@@ -148,7 +148,7 @@ def evaluate_task(job: EvaluationJob, task_id: str) -> EvaluationResult:
     torch.set_num_threads(job.threads)
     dataset = Dataset.open(job.shards)
     data = dataset.load_task("train", task_id)
-    generalist = _generalist(job, task_id)
+    generalist = generalist_policy(job.run, dataset, task_id, job.acting)
     task = registry.get(task_id)
     with contextlib.ExitStack() as stack:
         environments = _environments(task, min(job.num_envs, len(job.seeds)), stack)
@@ -214,12 +214,12 @@ def _tokenizer(dataset: Dataset, task_id: str) -> EpisodeTokenizer:
     return EpisodeTokenizer(dataset.tasks[task_id], dataset.text_tokenizer() if dataset.has_text_model else None)
 
 
-def _generalist(job: EvaluationJob, task_id: str) -> GeneralistPolicy:
-    dataset = Dataset.open(job.shards)
-    prompts = PromptSource(dataset.load_task("train", task_id), job.acting.prompt_steps)
-    model = checkpoint.load_model(job.run, choose_device("auto"))
-    agent_id = f"generalist-{checkpoint.latest(job.run).name}"
-    return GeneralistPolicy(model, _tokenizer(dataset, task_id), prompts, job.acting, agent_id)
+def generalist_policy(run: Path, dataset: Dataset, task_id: str, acting: ActingConfig) -> GeneralistPolicy:
+    """The latest checkpoint of a run as a policy of one task."""
+    prompts = PromptSource(dataset.load_task("train", task_id), acting.prompt_steps)
+    model = checkpoint.load_model(run, choose_device("auto"))
+    agent_id = f"generalist-{checkpoint.latest(run).name}"
+    return GeneralistPolicy(model, _tokenizer(dataset, task_id), prompts, acting, agent_id)
 
 
 def _environments(task: registry.Task, most: int, stack: contextlib.ExitStack) -> list[Any]:
@@ -251,7 +251,9 @@ def film(job: EvaluationJob, task_id: str, folder: Path, agents: Path | None) ->
 
     torch.set_num_threads(job.threads)
     task = registry.get(task_id)
-    policies: dict[str, Policy] = {"generalist": _generalist(job, task_id)}
+    policies: dict[str, Policy] = {
+        "generalist": generalist_policy(job.run, Dataset.open(job.shards), task_id, job.acting)
+    }
     if isinstance(task.expert, registry.ScriptedExpert) or agents is not None:
         policies["specialist"] = expert_policy(task, output=str(agents or ""), seed=job.agent_seed)
     record_videos(task, policies, job.seeds[0], folder)

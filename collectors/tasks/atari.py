@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from collectors.experts import program
 from collectors.task import Environment, Task
 
 if TYPE_CHECKING:
@@ -31,6 +32,12 @@ Assault Asterix Atlantis2 Backgammon Carnival Darkchambers DonkeyKong Earthworld
 KeystoneKapers Koolaid Krull KungFuMaster LaserGates MontezumaRevenge Phoenix Pitfall2 Pitfall RoadRunner Robotank
 SirLancelot Skiing Solaris Tetris
 """
+# They need no picture; whether the modes of a game change what they rely on was looked at for these.
+_EXPERTS = {
+    "Freeway": program("script", "atari.freeway"),
+    "Freeway-extended": program("script", "atari.freeway"),
+    "Breakout": program("script", "atari.breakout"),
+}
 # As ale-py registers its version 5: 108,000 frames of the console, 4 a step.
 _STEPS = 27_000
 _PIXELS = (80, 64)
@@ -57,6 +64,7 @@ def _game(name: str, extended: bool) -> Task:
             maker=_make,
             pixels=_PIXELS,
         ),
+        expert=_EXPERTS.get(f"{name}{'-extended' * extended}"),
         max_episode_steps=_STEPS,
         tags=("pixels", "extended") if extended else ("pixels",),
         licence="GPL-2.0-only",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from collectors.experts import program
 from collectors.task import Environment, Task, seen
 
 if TYPE_CHECKING:
@@ -30,6 +31,18 @@ _SUITE = {
     "stacker": "stack_2 stack_4",
     "swimmer": "swimmer6 swimmer15",
     "walker": "stand walk run",
+}
+# A domain, or a domain with one of its tasks -> who is good at it, whatever the body's sizes and strengths.
+_EXPERTS = {
+    "cartpole/balance": program("lqr", "dm_control.cartpole"),
+    "cartpole/balance_sparse": program("lqr", "dm_control.cartpole"),
+    "cartpole/swingup": program("energy", "dm_control.cartpole"),
+    "cartpole/swingup_sparse": program("energy", "dm_control.cartpole"),
+    "lqr": program("lqr", "dm_control.lqr"),
+    "pendulum": program("energy", "dm_control.pendulum"),
+    "point_mass": program("feedback", "dm_control.point_mass"),
+    "reacher": program("inverse-kinematics", "dm_control.reacher"),
+    "swimmer": program("oscillator", "dm_control.swimmer"),
 }
 _MANIPULATION = """
 stack_2_bricks stack_2_bricks_moveable_base stack_3_bricks stack_3_bricks_random_order
@@ -60,6 +73,7 @@ def _task(
         make_env=Environment(
             env_id=env_id, kwargs=kwargs, package="dm-control", module="dm_control", extra="dmc", maker=maker
         ),
+        expert=_EXPERTS.get(env_id) or _EXPERTS.get(env_id.partition("/")[0]),
         max_episode_steps=steps,
         tags=tags,
         licence="Apache-2.0",

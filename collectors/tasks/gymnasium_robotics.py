@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from collectors.action_guard import ActionGuard
+from collectors.experts import program
 from collectors.task import Environment, Task, seen
 
 # Name, version, limit of steps, what to do. A goal is reached where the reward is 0 (Fetch, hands) or 1 (mazes).
@@ -43,6 +44,12 @@ _GOALS = (
     ("AntMaze_Large_Diverse_G", 5, 1000, "Walk an ant to one of many points of a large maze"),
     ("AntMaze_Large_Diverse_GR", 5, 1000, "Walk an ant from anywhere to one of many points of a large maze"),
 )
+_EXPERTS = {
+    "FetchReach": program("script", "robotics.fetch_reach"),
+    "FetchPush": program("script", "robotics.fetch_push"),
+    "FetchPickAndPlace": program("script", "robotics.fetch_pick_and_place"),
+    "PointMaze": program("waypoints", "robotics.point_maze"),
+}
 _ADROIT = {
     "Door": "Unlatch a door and open it",
     "Hammer": "Hammer a nail into a board",
@@ -77,6 +84,7 @@ def _task(env_id: str, steps: int, description: str, *, variant_of: str = "", ta
             module="collectors.tasks._gymnasium_robotics",
             extra="robotics",
         ),
+        expert=next((expert for name, expert in _EXPERTS.items() if env_id.startswith(name)), None),
         max_episode_steps=steps,
         guard=_FETCH_GUARD if env_id.startswith("Fetch") else None,
         tags=("robot-arm",) if env_id.startswith(("Fetch", "Franka")) else (),

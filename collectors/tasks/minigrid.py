@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from collectors.experts import program
 from collectors.task import Controller, Disturbance, Environment, ScriptedExpert, Task, seen
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def _shortest_path(env: gymnasium.Env, seed: int) -> Controller:
 
 _BOT = ScriptedExpert(name="bot", script=_bot)
 _PLANNER = ScriptedExpert(name="shortest-path", script=_shortest_path)
+_MISSION_PLANNER = program("planner", "minigrid.plan")
 # Turning and walking only: an opened box or a dropped key cannot be put right.
 _STRAY = Disturbance(actions=(0, 1, 2))
 
@@ -113,7 +115,9 @@ def _walking(level: str) -> Task:
 
 
 def _level(name: str) -> Task:
-    return _grid(f"minigrid/{name}", f"MiniGrid-{name}", None, "A MiniGrid level: do what the mission says.")
+    # In the playground there is nothing to do.
+    expert = None if name.startswith("Playground") else _MISSION_PLANNER
+    return _grid(f"minigrid/{name}", f"MiniGrid-{name}", expert, "A MiniGrid level: do what the mission says.")
 
 
 _STATE = (

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from collectors.experts import program
 from collectors.task import Controller, Disturbance, Environment, ExpertRecipe, Sb3Expert, ScriptedExpert, Task, seen
 
 if TYPE_CHECKING:
@@ -102,13 +103,13 @@ _STATE = (
     _task(
         "InvertedDoublePendulum-v5",
         "Balance two linked poles on a cart.",
-        _ppo(1_000_000),
+        program("lqr", "mujoco.balance"),
         disturbance=Disturbance(noise=0.05),
     ),
     _task("Pusher-v5", "Push a cylinder to a goal with a seven-joint arm.", _ppo(1_000_000), 100),
     _task("HalfCheetah-v5", "Run forward on two legs in the plane.", _ppo(1_000_000)),
     _task("Hopper-v5", "Hop forward on one leg.", _ppo(1_000_000, gamma=0.999)),
-    _task("Swimmer-v5", "Swim forward with three links.", _ppo(1_000_000, gamma=0.9999)),
+    _task("Swimmer-v5", "Swim forward with three links.", program("oscillator", "mujoco.swim")),
     _task("Walker2d-v5", "Walk forward on two legs in the plane.", _ppo(1_000_000)),
     _task("Ant-v5", "Walk forward on four legs.", _ppo(2_000_000)),
     _task("Humanoid-v5", "Walk forward on two legs.", _ppo(10_000_000)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from collectors.action_guard import ActionGuard
+from collectors.experts import program
 from collectors.task import Environment, Task, seen
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ _ONE_ARM = {
     "Door": "Open a door by its handle",
     "Wipe": "Wipe a whiteboard clean",
     "ToolHang": "Assemble a stand and hang a tool on it",
+}
+_EXPERTS = {
+    "Lift": program("pick-and-place", "robosuite.lift"),
+    "Stack": program("pick-and-place", "robosuite.stack"),
 }
 _TWO_ARMS = {
     "TwoArmLift": "Lift a pot by its two handles",
@@ -70,6 +75,7 @@ def _task(name: str, words: str, robots: tuple[str, ...]) -> Task:
             extra="robosuite",
             maker=_make,
         ),
+        expert=_EXPERTS.get(name),
         max_episode_steps=_STEPS,
         guard=_GUARD,
         tags=("robot-arm",),

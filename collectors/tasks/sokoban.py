@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from collectors.experts import program
 from collectors.task import Environment, Task, seen
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def _room(side: int, num_boxes: int) -> Task:
             kwargs={"height": side, "width": side, "num_boxes": num_boxes, "max_episode_steps": steps},
             maker=_make,
         ),
+        expert=program("search", "sokoban.solve"),
         disturbance=None,
         max_episode_steps=steps,
         licence="Apache-2.0",

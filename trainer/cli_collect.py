@@ -1,0 +1,76 @@
+"""`trainer collect`: a checkpoint of the generalist fills a store with its own episodes."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import fnmatch
+from pathlib import Path
+
+from episode_store.command_line import (
+    CommandLine,
+    add_episodes,
+    add_seed,
+    add_store,
+    add_tasks,
+    print_json,
+    print_table,
+    progress,
+)
+from episode_store.errors import UserError
+
+_NUM_ENVS = 16
+
+
+def add_collect(command: CommandLine) -> None:
+    """Adds the verb."""
+    collect = command.verb(
+        "collect",
+        _collect,
+        help="records episodes of a checkpoint of the generalist in a store, as `collectors collect` does of experts",
+        example="trainer collect --run runs/demo/train --shards runs/demo/shards --tasks Taxi-v4 --store runs/store",
+    )
+    collect.add_argument("--run", required=True, metavar="DIR", help="the --output folder of `trainer train`")
+    collect.add_argument("--shards", required=True, metavar="DIR", help="the shards it was trained on: its prompts")
+    add_store(collect)
+    add_tasks(collect)
+    add_episodes(collect, 50)
+    add_seed(collect)
+
+
+def _collect(arguments: argparse.Namespace) -> int:
+    from collectors.collection import CollectionJob, collect_with
+    from trainer.evaluate import generalist_policy
+    from trainer.policy import ActingConfig
+    from trainer.shards import Dataset
+
+    dataset = Dataset.open(Path(arguments.shards))
+    control = sorted(task_id for task_id, task in dataset.tasks.items() if not task.is_corpus)
+    patterns = arguments.tasks or ["*"]
+    for pattern in patterns:
+        if not fnmatch.filter(control, pattern):
+            raise UserError(f"{arguments.shards}: no control task matches {pattern!r}; there are {', '.join(control)}")
+    chosen = [task_id for task_id in control if any(fnmatch.fnmatchcase(task_id, pattern) for pattern in patterns)]
+    results = []
+    with progress(description="collecting", total=len(chosen) * arguments.episodes, unit="episodes") as bar:
+        for task_id in chosen:
+            policy = generalist_policy(Path(arguments.run), dataset, task_id, ActingConfig())
+            job = CollectionJob(
+                task_id=task_id,
+                store=arguments.store,
+                episodes=arguments.episodes,
+                seed=arguments.seed,
+                disturb=False,
+            )
+            results.append(
+                collect_with(policy, job, lambda steps, doing: None, num_envs=min(arguments.episodes, _NUM_ENVS))
+            )
+            bar.update(arguments.episodes)
+    if arguments.json:
+        print_json([dataclasses.asdict(result) for result in results])
+    else:
+        rows = [
+            (r.task_id, r.agent_id, r.episodes, r.steps, r.mean_return, r.std_return, r.new_episodes) for r in results
+        ]
+        print_table(rows, ("task", "agent", "episodes", "steps", "return", "std", "new"))
+    return 0
