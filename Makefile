@@ -10,12 +10,8 @@ PEERS_STAMP := $(PEERS)/.installed-$(shell cksum requirements/peers.txt | cut -d
 export SDL_VIDEODRIVER ?= dummy
 export PYTHONUNBUFFERED := 1
 
-<<<<<<< HEAD
-.PHONY: help demo experts test test-catalogue test-catalogue-sample test-slow test-peers test-cluster lint benchmarks \
+.PHONY: help demo experts test test-catalogue test-catalogue-sample test-slow test-peers test-cluster peers lint benchmarks \
   benchmarks-peers clean setup
-=======
-.PHONY: help demo test test-slow test-peers test-cluster peers lint benchmarks benchmarks-peers clean setup
->>>>>>> main
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 23

@@ -8,14 +8,10 @@ import importlib
 from benchmarks.measure import RESULTS, append
 
 # How the measures' ids begin; each is a module with a generator `measures`, with '_' in place of '.'.
-<<<<<<< HEAD
-SUBJECTS = ("tokenize", "shards", "beam", "beam.flink", "beam.million", "store.million", "store.view", "collect")
-=======
 SUBJECTS = (
     *("tokenize", "content", "shards.tokens", "shards.patches", "beam", "beam.flink", "beam.million"),
-    *("store.million", "store.view", "store.image", "store.state", "store.checksum", "store.memory"),
+    *("store.million", "store.view", "store.image", "store.state", "store.checksum", "store.memory", "collect"),
 )
->>>>>>> main
 
 
 def main() -> int:
