@@ -32,7 +32,7 @@ Assault Asterix Atlantis2 Backgammon Carnival Darkchambers DonkeyKong Earthworld
 KeystoneKapers Koolaid Krull KungFuMaster LaserGates MontezumaRevenge Phoenix Pitfall2 Pitfall RoadRunner Robotank
 SirLancelot Skiing Solaris Tetris
 """
-# They need no picture; whether the modes of a game change what they rely on was looked at for these.
+# They read the console's memory and need no picture; not yet measured.
 _EXPERTS = {
     "Freeway": program("script", "atari.freeway"),
     "Freeway-extended": program("script", "atari.freeway"),
