@@ -52,7 +52,7 @@ $(CATALOGUE_STAMP): $(STAMP)
 	@touch $@
 
 test-catalogue-sample: $(CATALOGUE_STAMP)  ## some tasks of the catalogue, every day others, one of each family
-	@$(BIN)/python -m pytest -m catalogue tests/collectors/test_catalogue.py $(PYTEST_FLAGS)
+	@$(BIN)/python -m pytest -m catalogue tests/collectors $(PYTEST_FLAGS)
 
 test-catalogue: $(CATALOGUE_STAMP)  ## every task of it, resumable; CATALOGUE_TASKS='atari sokoban' CATALOGUE_SHARD=1/4
 	@mkdir -p $(dir $(CATALOGUE_PASSED))

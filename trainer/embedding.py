@@ -77,6 +77,10 @@ class InputEmbedding(nn.Module):
             nn.init.normal_(layer.weight, std=fan_in**-0.5, generator=generator)
             nn.init.zeros_(layer.get_parameter("bias"))
 
+    def picture_parameters(self) -> list[nn.Parameter]:
+        """What only pictures use."""
+        return [*self.patches.parameters(), self.patch_rows.weight, self.patch_columns.weight]
+
     def forward(
         self,
         tokens_N: Tensor,
@@ -99,7 +103,7 @@ class InputEmbedding(nn.Module):
         is_bin = tokens_N >= CONTINUOUS_OFFSET
         text = self.text(tokens_N.masked_fill(is_bin, 0))
         x = torch.where(is_bin[:, None], self.bins((tokens_N - CONTINUOUS_OFFSET).clamp_min(0)), text)
-        if len(patch_slots_M):
+        if patch_slots_M.shape[0]:  # len() would fix the number in an exported program
             rows, columns = patch_positions_M2.unbind(1)
             vectors = self.patches(patches)[patch_index_M]
             vectors = vectors + self.patch_rows(rows) + self.patch_columns(columns)

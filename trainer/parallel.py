@@ -102,9 +102,8 @@ class Ranks:
                 fully_shard(block, mesh=mesh)
             fully_shard(learner, mesh=mesh)
             return learner
-        # A rank whose rows hold no picture has no gradient for the embedding of patches; another one may.
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(learner, device_ids=devices, find_unused_parameters=True)
+        return DistributedDataParallel(learner, device_ids=devices)
 
 
 def averaging(learner: nn.Module, *, wanted: bool) -> AbstractContextManager[object]:

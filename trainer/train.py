@@ -320,7 +320,10 @@ class Learner(nn.Module):
         """Losses of the targets [K], and what they add to the mean by weight over `total_weight`."""
         hidden = self.model(batch.inputs, batch.attention)
         losses = target_losses(self.model, hidden, batch.targets, self.sigma_bins)
-        return losses, weighted_mean(losses, batch.targets, total_weight)
+        share = weighted_mean(losses, batch.targets, total_weight)
+        # Ranks must agree on which parameters have a gradient, and not every batch has a picture.
+        unused = sum(weight.sum() for weight in self.model.embedding.picture_parameters())
+        return losses, share + 0.0 * unused
 
 
 def _steps_in_budget(state: _TrainingState, config: TrainConfig, seconds_per_step: float) -> int:

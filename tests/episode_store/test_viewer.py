@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import io
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -576,7 +578,11 @@ def test_mistakes_cost_one_line(path: Path, tmp_path: Path, capsys: pytest.Captu
 
 def test_the_command_serves_until_it_is_interrupted(path: Path) -> None:
     command = [sys.executable, "-m", "episode_store", "view", "--store", str(path), "--no-browser", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # Where the tests run in the background Ctrl-C is ignored, and children inherit that.
+    attend = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=attend
+    ) as process:
         assert process.stdout is not None
         text = ""
         while not text.endswith("}\n"):

@@ -10,7 +10,8 @@ import pytest
 
 from beam_jobs.build_shards import build_locally
 from beam_jobs.plan import BuildConfig
-from beam_jobs.return_filter import FilterRule
+from beam_jobs.return_filter import FilterRule, ReturnFilter
+from beam_jobs.stores import Source
 from collectors.collection import CollectionJob, run
 from episode_store.store import EpisodeStore
 from trainer import cli
@@ -26,11 +27,11 @@ def test_the_generalist_collects(tmp_path: Path, config: TrainConfig, capsys: py
     run(CollectionJob(task_id=TASK, store=source, episodes=6), lambda steps, doing: None)
     build_locally(
         BuildConfig(
-            store=Path(source),
+            sources=(Source(name="store", store=Path(source)),),
             output=tmp_path / "shards",
             text_model=None,
             task_ids=(TASK,),
-            rule=FilterRule.NONE,
+            return_filter=ReturnFilter(rule=FilterRule.NONE),
             random_returns={TASK: -2000.0},
             holdout=0.2,
         )
