@@ -151,9 +151,7 @@ class ContentFilter:
 def texts_of(episode: Episode) -> list[str]:
     """All texts of an episode, in a fixed order."""
     groups = (episode.observations, episode.actions)
-    return [
-        text for group in groups for _, values in sorted(group.items()) if is_text(values) for text in values
-    ]
+    return [text for group in groups for _, values in sorted(group.items()) if is_text(values) for text in values]
 
 
 def mask_words(text: str, words: Sequence[str]) -> str:

@@ -235,8 +235,8 @@ class RecordEncoder:
         self, task_id: str, group: Group, name: str, values: FieldValues, spec: ArraySpec | None
     ) -> EncodedColumn:
         if spec is not None and spec.varies:
-            rows, images = column_codecs.encode_varying_images(values)
-            return EncodedColumn.of_blocks(Codec.VARYING_IMAGES_ZSTD, rows, images)
+            rows, varying = column_codecs.encode_varying_images(list(values))
+            return EncodedColumn.of_blocks(Codec.VARYING_IMAGES_ZSTD, rows, varying)
         if isinstance(values, list):
             rows = column_codecs.TEXT_BLOCK_ROWS
             codec, texts = column_codecs.encode_text_blocks([values[i : i + rows] for i in range(0, len(values), rows)])

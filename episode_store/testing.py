@@ -65,7 +65,7 @@ def assert_values_equal(left: FieldValues, right: FieldValues, where: str) -> No
         assert left == right, where
         return
     if isinstance(left, list) or isinstance(right, list):
-        assert isinstance(left, list) and isinstance(right, list) and len(left) == len(right), where
+        assert (type(left), len(left)) == (type(right), len(right)), where
         for step, images in enumerate(zip(left, right, strict=True)):
             assert_values_equal(*images, f"{where}: step {step}")
         return

