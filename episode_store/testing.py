@@ -136,9 +136,10 @@ class StoreContract:
             for task in tasks.values():
                 writer.add_task(task)
             for index in range(num_episodes):
-                task = list(tasks.values())[index % len(tasks)]
+                turn, place = divmod(index, len(tasks))
+                task = list(tasks.values())[place]
                 metadata = EpisodeMetadata(
-                    agent_id=f"agent{index % 2}",
+                    agent_id=f"agent{turn % 2}",
                     seed=None if index == 3 else index,
                     collection_index=num_episodes - index,
                     environment_config={"id": task.task_id, "versions": {"numpy": "2"}, "wrappers": ["a", "b"]},
@@ -146,7 +147,7 @@ class StoreContract:
                     attribution="someone é",
                 )
                 num_steps = int(rng.integers(1, 40))
-                episode = random_episode(task, rng, num_steps, metadata=metadata, exploratory=index % 2 == 0)
+                episode = random_episode(task, rng, num_steps, metadata=metadata, exploratory=turn % 2 == 0)
                 episodes[writer.add_episode(episode)] = episode
         return episodes
 

@@ -35,7 +35,7 @@ from episode_store.writer import EpisodeWriter, recover
 def numbered_episode(stream: int, number: int) -> Episode:
     """The same episode in every process."""
     rng = np.random.default_rng([stream, number])
-    task = list(example_tasks().values())[number % 3]
+    task = list(example_tasks().values())[number % 4]
     metadata = EpisodeMetadata(agent_id=f"stream{stream}", seed=number, collection_index=number)
     return random_episode(task, rng, int(rng.integers(1, 60)), metadata=metadata)
 

@@ -248,8 +248,8 @@ def test_the_export_is_as_lerobot_wants_it(tmp_path: Path) -> None:
         "task_index": ("int64", [1]),
     }
     steps = store.table("Robot-v1")["num_steps"].to_pylist()
-    assert (info["codebase_version"], info["fps"], info["total_episodes"]) == ("v3.0", 50, 4)
-    assert (info["total_frames"], info["splits"], info["total_tasks"]) == (sum(steps), {"train": "0:4"}, 1)
+    assert (info["codebase_version"], info["fps"], info["total_episodes"]) == ("v3.0", 50, 3)
+    assert (info["total_frames"], info["splits"], info["total_tasks"]) == (sum(steps), {"train": "0:3"}, 1)
     file = pq.ParquetFile(result.destination / "data/chunk-000/file-000.parquet")
     assert [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)] == steps
     table = file.read()
