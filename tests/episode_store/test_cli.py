@@ -37,7 +37,7 @@ def test_list(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--store", str(store), "--tasks", "*/*", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert [task["task_id"] for task in result["tasks"]] == ["caption/example-v0", "grid/Example-v0"]
-    assert result["tasks"][0]["episodes"] == 4
+    assert result["tasks"][0]["episodes"] == 3
     assert result["tasks"][0]["licence"] == "CC-BY-4.0"
 
 
@@ -152,7 +152,7 @@ def test_delete_list_restore_compact(store: Path, capsys: pytest.CaptureFixture[
     assert run(capsys, "delete", "--store", store, *where, "--note", "bad")["version"] == 1
     assert main(["list", "--store", str(store)]) == 0
     text = capsys.readouterr().out
-    assert "9 episodes in 3 tasks" in text
+    assert "9 episodes in 4 tasks" in text
     assert "delete" in text
     assert "note=bad" in text
     result = run(capsys, "list", "--store", store, "--version", "0")

@@ -503,7 +503,7 @@ def _write_until_refused(store: Path, forbid: Callable[[], None]) -> None:
     task = example_tasks()["Robot-v1"]
     writer = EpisodeWriter(store)
     writer.add_task(task)
-    ids = {writer.add_episode(numbered_episode(0, 3 * number + 1)) for number in range(5)}
+    ids = {writer.add_episode(numbered_episode(0, 4 * number + 1)) for number in range(5)}
     forbid()
     with pytest.raises(StoreError, match=r"it cannot be written .*every episode already in the store is safe"):
         # The open segment may still grow; its index cannot be made.

@@ -262,7 +262,7 @@ def test_the_export_is_as_lerobot_wants_it(tmp_path: Path) -> None:
     assert counts.metadata[b"ARROW:extension:name"] == b"datasets.features.features.Array2DExtensionType"
     assert counts.metadata[b"ARROW:extension:metadata"] == b'[[2, 2], "int16"]'
     rows = pq.read_table(result.destination / "meta/episodes").to_pylist()
-    assert [row["dataset_from_index"] for row in rows] == [sum(steps[:index]) for index in range(4)]
+    assert [row["dataset_from_index"] for row in rows] == [sum(steps[:index]) for index in range(3)]
     assert rows[1]["tasks"] == ["Robot-v1"]
     assert len(rows[1]["stats/action/mean"]) == 2
     assert pq.read_table(result.destination / "meta/tasks.parquet").to_pylist() == [

@@ -195,7 +195,7 @@ def test_the_export_says_what_it_cannot_hold(tmp_path: Path) -> None:
     state = json.loads(metadata["observation_space"])["subspaces"]["state"]["subspaces"]
     assert state["flags"] == {"type": "MultiBinary", "n": 2}
     assert state["counts"]["low"] == [[-32768, -32768], [-32768, -32768]]
-    assert (metadata["total_episodes"], metadata["data_format"], metadata["jpeg_encoding"]) == (4, "hdf5", False)
+    assert (metadata["total_episodes"], metadata["data_format"], metadata["jpeg_encoding"]) == (3, "hdf5", False)
     assert (metadata["dataset_id"], metadata["minari_version"]) == ("Robot-v1", "0.5.4")
     assert "env_spec" not in metadata
 
