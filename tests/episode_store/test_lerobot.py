@@ -278,8 +278,8 @@ def test_the_export_is_as_lerobot_wants_it(tmp_path: Path) -> None:
         "levels of names": 3,
         "observation.state.position: float64": 1,
         "next.reward: float64": 1,
-        "final observation": 4,
-        "agent, seed, provenance": 4,
+        "final observation": 3,
+        "agent, seed, provenance": 3,
         "bounds and numbers of values": 1,
         "environment": 1,
     }
