@@ -27,6 +27,7 @@ from beam_jobs.personal_data import PersonalData
 from episode_store.episode import Episode
 from episode_store.errors import UserError
 from episode_store.formats.format import need
+from episode_store.spec import is_text
 
 # Shorter texts are not asked for their language: a caption of three words is of several.
 MIN_LANGUAGE_CHARACTERS = 200
@@ -150,9 +151,7 @@ class ContentFilter:
 def texts_of(episode: Episode) -> list[str]:
     """All texts of an episode, in a fixed order."""
     groups = (episode.observations, episode.actions)
-    return [
-        text for group in groups for _, values in sorted(group.items()) if isinstance(values, list) for text in values
-    ]
+    return [text for group in groups for _, values in sorted(group.items()) if is_text(values) for text in values]
 
 
 def mask_words(text: str, words: Sequence[str]) -> str:

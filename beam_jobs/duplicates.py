@@ -21,6 +21,7 @@ import xxhash
 from beam_jobs.content_filter import texts_of
 from beam_jobs.word_lists import words_of
 from episode_store.episode import Episode
+from episode_store.spec import is_text
 
 NUM_BANDS, ROWS_PER_BAND = 16, 8
 NUM_PERMUTATIONS = NUM_BANDS * ROWS_PER_BAND
@@ -46,7 +47,7 @@ def buckets(episode: Episode, *, task_id: str, row: int, episode_id: str, near: 
     """
     texts = texts_of(episode)
     yield f"exact:{content_key(episode)}", (task_id, row, episode_id, b"")
-    if not near or any(not isinstance(values, list) for values in episode.observations.values()):
+    if not near or any(not is_text(values) for values in episode.observations.values()):
         return
     shingles = shingles_of(texts)
     if len(shingles) < MIN_SHINGLES:
@@ -77,12 +78,13 @@ def content_key(episode: Episode) -> str:
     for group in (episode.observations, episode.actions):
         for key, values in sorted(group.items()):
             digest.update(f"{key}\0".encode())
-            if isinstance(values, list):
+            if is_text(values):
                 for text in values:
                     encoded = text.encode()
                     digest.update(len(encoded).to_bytes(8, "little") + encoded)
-            else:
-                digest.update(f"{values.dtype.str}{values.shape}\0".encode() + np.ascontiguousarray(values).tobytes())
+                continue
+            for array in values if isinstance(values, list) else [values]:
+                digest.update(f"{array.dtype.str}{array.shape}\0".encode() + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 

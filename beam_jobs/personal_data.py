@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from episode_store.episode import Episode
-from episode_store.spec import FieldValues
+from episode_store.spec import FieldValues, is_text
 
 MAIL = re.compile(r"(?<![\w.%+-])[\w.%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])")
 TELEPHONE = re.compile(
@@ -68,7 +68,7 @@ def mask_episode(episode: Episode) -> tuple[Episode, Counter[str]]:
 def _mask_fields(fields: Mapping[str, FieldValues], found: Counter[str]) -> dict[str, FieldValues]:
     result = dict(fields)
     for key, values in fields.items():
-        if isinstance(values, list):
+        if is_text(values):
             pairs = [mask_text(text) for text in values]
             result[key] = [text for text, _ in pairs]
             for _, changes in pairs:

@@ -12,6 +12,7 @@ import numpy as np
 
 from episode_store.episode import Episode
 from episode_store.formats.format import need
+from episode_store.spec import is_text
 
 THRESHOLD = 0.8
 
@@ -23,11 +24,11 @@ def unsafe_image(episode: Episode) -> str:
       UserError: the extra content-images is not installed.
     """
     for _, values in sorted(episode.observations.items()):
-        # uint8 [T + 1, height, width, channels]; equal images are looked at once.
-        if isinstance(values, np.ndarray) and values.dtype == np.uint8 and values.ndim == 4:
-            for image in {frame.tobytes(): frame for frame in values}.values():
-                if score(image) >= THRESHOLD:
-                    return "unsafe image"
+        # uint8 [height, width, channels] each; equal images are looked at once.
+        images = {} if is_text(values) else {(frame.shape, frame.tobytes()): frame for frame in values}
+        for image in images.values():
+            if image.dtype == np.uint8 and image.ndim == 3 and score(image) >= THRESHOLD:
+                return "unsafe image"
     return ""
 
 

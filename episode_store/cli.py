@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from episode_store import cli_formats, cli_replay, cli_versions, cli_view, command_line, layout, provenance, versions
 from episode_store.command_line import CommandLine
 from episode_store.episode import Episode
-from episode_store.spec import FieldValues
+from episode_store.spec import VARIES, FieldValues, is_text, numbers_of
 from episode_store.store import EpisodeStore
 from episode_store.verify import verify_store
 
@@ -197,11 +197,13 @@ def _columns(episode: Episode) -> dict[str, FieldValues]:
 
 
 def _values_summary(values: FieldValues) -> dict[str, Any]:
-    if isinstance(values, list):
+    if is_text(values):
         return {"dtype": "str", "shape": [len(values)], "first": layout.shorten(values[0], 200)}
-    summary: dict[str, Any] = {"dtype": str(values.dtype), "shape": list(values.shape)}
-    if values.size:
-        numbers = values.astype(np.float64)
+    shape = [len(values), VARIES, VARIES, values[0].shape[2]] if isinstance(values, list) else list(values.shape)
+    stored = numbers_of(values)
+    summary: dict[str, Any] = {"dtype": str(stored.dtype), "shape": shape}
+    if stored.size:
+        numbers = stored.astype(np.float64)
         statistics = {"min": float(numbers.min()), "max": float(numbers.max()), "mean": float(numbers.mean())}
         summary |= {name: value if np.isfinite(value) else None for name, value in statistics.items()}
         summary["first"] = [value if np.isfinite(value) else str(value) for value in values[0].reshape(-1)[:8].tolist()]

@@ -19,6 +19,7 @@ import zstandard
 
 from episode_store import image_codecs, webp
 from episode_store.errors import CorruptionError
+from episode_store.spec import MAX_IMAGE_BYTES
 
 RAW_BLOCK_BYTES = 8_192
 IMAGE_BLOCK_ROWS = 32
@@ -45,6 +46,7 @@ class Codec(enum.IntEnum):
     CHANGED_UNITS_ZSTD = 5  # one zstd frame of `image_codecs.changed_units`
     SPATIAL_DIFFERENCE_ZSTD = 6  # one zstd frame of `image_codecs.spatial_difference`
     WEBP = 7  # uint32 byte length of each frame, then the WebP files
+    VARYING_IMAGES_ZSTD = 8  # one zstd frame of uint32 height and width of each image, then their pixels
 
 
 TEXT_CODECS = frozenset({Codec.TEXT, Codec.TEXT_ZSTD})
@@ -153,6 +155,25 @@ def encode_text_blocks(blocks: Sequence[Sequence[str]]) -> tuple[Codec, list[byt
     return Codec.TEXT, plain
 
 
+def encode_varying_images(images: Sequence[np.ndarray]) -> tuple[int, list[bytes]]:
+    """Encodes one column of images whose size varies.
+
+    Args:
+      images: uint8 [height, width, channels] each.
+
+    Returns:
+      How many images a block has, and each block's stored bytes.
+    """
+    rows = image_block_rows(max(image.nbytes for image in images))
+    compressor = zstandard.ZstdCompressor(level=3, write_content_size=True)
+    blocks = []
+    for start in range(0, len(images), rows):
+        block = images[start : start + rows]
+        sizes = np.array([image.shape[:2] for image in block], "<u4")
+        blocks.append(compressor.compress(b"".join([sizes.tobytes(), *(image.tobytes() for image in block)])))
+    return rows, blocks
+
+
 class BlockDecoder:
     """Decodes blocks whose checksum was already verified; sizes are still checked before anything is allocated.
 
@@ -245,6 +266,19 @@ class BlockDecoder:
         except UnicodeDecodeError as error:
             raise CorruptionError(f"a text is not UTF-8: {error.reason}") from None
 
+    def decode_varying_images(self, stored: np.ndarray, rows: int, channels: int) -> list[np.ndarray]:
+        """All images of a VARYING_IMAGES_ZSTD block: uint8 [height, width, channels] each, read-only."""
+        payload = self._decompress(stored.data, None, most=8 * rows + max(_IMAGE_BLOCK_BYTES, MAX_IMAGE_BYTES))
+        if len(payload) < 8 * rows:
+            raise CorruptionError(f"a block of {len(payload)} bytes cannot hold {rows} images")
+        # Python's integers: products of two uint32 do not wrap.
+        shapes = [(*size, channels) for size in np.frombuffer(payload, "<u4", 2 * rows).reshape(rows, 2).tolist()]
+        sizes = [math.prod(shape) for shape in shapes]
+        if 0 in sizes or 8 * rows + sum(sizes) != len(payload):
+            raise CorruptionError(f"{rows} images of {sum(sizes)} bytes in a block of {len(payload)}")
+        starts = itertools.accumulate(sizes, initial=8 * rows)
+        return [np.ndarray(shape, np.uint8, payload, start) for shape, start in zip(shapes, starts, strict=False)]
+
     def _context(self) -> zstandard.ZstdDecompressor:
         """This thread's own."""
         context: zstandard.ZstdDecompressor | None = getattr(self._contexts, "zstd", None)
@@ -252,11 +286,17 @@ class BlockDecoder:
             context = self._contexts.zstd = zstandard.ZstdDecompressor()
         return context
 
-    def _decompress(self, stored: memoryview | bytes, expected: int | None, wanted: int | None = None) -> bytes:
-        """The first `wanted` bytes (all by default) of a frame that unpacks to `expected` bytes (any by default)."""
+    def _decompress(
+        self,
+        stored: memoryview | bytes,
+        expected: int | None,
+        wanted: int | None = None,
+        most: int = MAX_BLOCK_BYTES,
+    ) -> bytes:
+        """The first `wanted` bytes (all by default) of a frame that unpacks to `expected` bytes (any up to `most`)."""
         try:
             size = zstandard.frame_content_size(stored)
-            if size < 0 or size > MAX_BLOCK_BYTES or (expected is not None and size != expected):
+            if size < 0 or size > most or (expected is not None and size != expected):
                 raise CorruptionError(f"a block unpacks to {size} bytes, expected {expected}")
             context = self._context()
             if wanted is None or wanted == size:

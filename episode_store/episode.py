@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 
 from episode_store.errors import EpisodeError
-from episode_store.spec import STORED_DTYPES, FieldValues
+from episode_store.spec import STORED_DTYPES, FieldValues, is_text
 from episode_store.task import TaskSpec
 
 # Step column: True where the recorded action was a deliberate disturbance and not the agent's choice. Such actions
@@ -83,7 +83,7 @@ class Episode:
 
     Attributes:
       task_id: of the task it belongs to.
-      observations: field -> [T + 1, ...] (a list of T + 1 strings for text).
+      observations: field -> [T + 1, ...] (a list of T + 1 strings for text, of T + 1 images where their size varies).
       actions: field -> [T, ...].
       rewards: float64 [T].
       terminated: the environment reached a terminal state after the last action.
@@ -121,8 +121,13 @@ class Episode:
         for group in (self.observations, self.actions, {"rewards": self.rewards}, self.step_columns):
             for key in sorted(group):
                 values = group[key]
-                if isinstance(values, list):
+                if is_text(values):
                     digest.update(json.dumps([key, values]).encode())
+                elif isinstance(values, list):
+                    digest.update(json.dumps(key).encode())
+                    for image in values:
+                        digest.update(f"{image.dtype.str}{image.shape}".encode())
+                        digest.update(np.ascontiguousarray(image).data)
                 else:
                     digest.update(f"{json.dumps(key)}{values.dtype.str}{values.shape}".encode())
                     digest.update(np.ascontiguousarray(values).data)

@@ -23,7 +23,7 @@ from episode_store import column_codecs
 from episode_store.column_codecs import Codec, ImageEncoder
 from episode_store.episode import Episode, EpisodeMetadata
 from episode_store.errors import CorruptionError, EpisodeError
-from episode_store.spec import STORED_DTYPES, ArraySpec, FieldValues, Modality
+from episode_store.spec import STORED_DTYPES, VARIES, ArraySpec, FieldValues, Modality
 from episode_store.storage import Record
 from episode_store.task import TaskSpec
 
@@ -37,6 +37,8 @@ _FIXED = struct.Struct("<8s I I Q I I 16s 16s d H H I")
 _COLUMN = struct.Struct("<B B B B H H I I I Q Q")
 _CHECKSUM = struct.Struct("<I")
 _TERMINATED, _TRUNCATED = 1, 2
+# `VARIES` as an unsigned integer.
+_VARIES_STORED = (1 << 32) - 1
 
 
 class Group(enum.IntEnum):
@@ -187,12 +189,13 @@ class RecordEncoder:
             column = encoded.get(column_path(group, name)) if encoded else None
             if column is None:
                 column = self._encode_column(episode.task_id, group, name, values, spec)
-            dtype, shape = ("str", ()) if isinstance(values, list) else (values.dtype.str, values.shape[1:])
+            dtype, shape = _stored_type(spec) if isinstance(values, list) else (values.dtype.str, values.shape[1:])
             num_blocks, size = len(column.block_bytes), sum(column.block_bytes)
             padding = -size % ALIGNMENT
             names = name.encode() + dtype.encode()
             lengths = (len(shape), len(dtype), len(names) - len(dtype), column.quality, len(values))
-            numbers = struct.pack(f"<{len(shape) + num_blocks}I", *shape, *column.block_bytes)
+            sides = [_VARIES_STORED if side == VARIES else side for side in shape]
+            numbers = struct.pack(f"<{len(shape) + num_blocks}I", *sides, *column.block_bytes)
             checksums = struct.pack(f"<{num_blocks}Q", *column.checksums)
             facts = (group, column.codec, *lengths, column.block_rows, num_blocks)
             columns.append((facts, names + numbers + checksums, offset, size))
@@ -231,6 +234,9 @@ class RecordEncoder:
     def _encode_column(
         self, task_id: str, group: Group, name: str, values: FieldValues, spec: ArraySpec | None
     ) -> EncodedColumn:
+        if spec is not None and spec.varies:
+            rows, varying = column_codecs.encode_varying_images(list(values))
+            return EncodedColumn.of_blocks(Codec.VARYING_IMAGES_ZSTD, rows, varying)
         if isinstance(values, list):
             rows = column_codecs.TEXT_BLOCK_ROWS
             codec, texts = column_codecs.encode_text_blocks([values[i : i + rows] for i in range(0, len(values), rows)])
@@ -399,7 +405,7 @@ def _parse_column(header: bytes, position: int) -> tuple[Column, int]:
         name=name,
         codec=Codec(codec),
         dtype=dtype,
-        shape=numbers[:num_axes],
+        shape=tuple(VARIES if side == _VARIES_STORED else side for side in numbers[:num_axes]),
         num_rows=num_rows,
         quality=quality,
         block_rows=block_rows,
@@ -415,13 +421,19 @@ def _parse_column(header: bytes, position: int) -> tuple[Column, int]:
 ExpectedColumns = Mapping[str, tuple[str, tuple[int, ...], int]]
 
 
+def _stored_type(spec: ArraySpec | None) -> tuple[str, tuple[int, ...]]:
+    """Dtype and row shape of a field of a task, as a column has them."""
+    if spec is None or spec.modality == Modality.TEXT:
+        return "str", ()
+    return np.dtype(spec.dtype).newbyteorder("<").str, spec.shape
+
+
 def expected_columns(task: TaskSpec) -> ExpectedColumns:
     """The columns that every record of a task has, besides step columns."""
     expected: dict[str, tuple[str, tuple[int, ...], int]] = {"rewards": ("<f8", (), 0)}
     for group, specs, more in ((Group.OBSERVATION, task.observation_spec, 1), (Group.ACTION, task.action_spec, 0)):
         for name, spec in specs.items():
-            dtype = "str" if spec.modality == Modality.TEXT else np.dtype(spec.dtype).newbyteorder("<").str
-            expected[f"{GROUP_NAMES[group]}/{name}"] = (dtype, spec.shape, more)
+            expected[f"{GROUP_NAMES[group]}/{name}"] = (*_stored_type(spec), more)
     return expected
 
 
@@ -453,10 +465,14 @@ def _check_column(column: Column, expected: tuple[str, tuple[int, ...], int]) ->
     got = (column.dtype, column.shape, column.num_rows)
     if got != expected:
         raise CorruptionError(f"{column.path}: stored as {got}, its task has {expected}")
-    is_text = column.dtype == "str"
+    is_text, varies = column.dtype == "str", VARIES in column.shape
+    if varies != (column.codec == Codec.VARYING_IMAGES_ZSTD):
+        raise CorruptionError(f"{column.path}: codec {column.codec.name} cannot hold {got}")
+    if varies and column.block_rows > column_codecs.IMAGE_BLOCK_ROWS:
+        raise CorruptionError(f"{column.path}: blocks of {column.block_rows} images")
     if is_text != (column.codec in column_codecs.TEXT_CODECS) or column.block_rows < 1:
         raise CorruptionError(f"{column.path}: codec {column.codec.name} cannot hold {column.dtype}")
-    row_bytes = 1 if is_text else column_codecs.row_bytes(column.shape, np.dtype(column.dtype))
+    row_bytes = 1 if is_text or varies else column_codecs.row_bytes(column.shape, np.dtype(column.dtype))
     num_blocks = -(-column.num_rows // column.block_rows) if row_bytes else 0
     if len(column.block_bytes) != num_blocks:
         raise CorruptionError(f"{column.path}: {len(column.block_bytes)} blocks, expected {num_blocks}")

@@ -192,9 +192,29 @@ class _TextReader(_BlockReader):
         return texts
 
 
+class _VaryingImageReader(_BlockReader):
+    """Images whose size varies."""
+
+    def read(self, start: int, rows: int, out: np.ndarray | None) -> FieldValues:
+        if out is not None:
+            raise StoreError(f"out[{self.path!r}]: images whose size varies cannot be read into an array")
+        column = self._column
+        size = column.block_rows
+        images: list[np.ndarray] = []
+        for number in range(start // size, (start + rows - 1) // size + 1):
+            first = number * size
+            block_rows = min(size, column.num_rows - first)
+            block = self._decoder.decode_varying_images(self._block(number), block_rows, self._shape[2])
+            # Copies, which do not keep the whole block in memory.
+            images += [image.copy() for image in block[max(start - first, 0) : start + rows - first]]
+        return images
+
+
 def _reader(record: np.ndarray, column: Column, decoder: BlockDecoder) -> _ColumnReader:
     if column.codec in column_codecs.TEXT_CODECS:
         return _TextReader(record, column, decoder)
+    if column.codec == Codec.VARYING_IMAGES_ZSTD:
+        return _VaryingImageReader(record, column, decoder)
     if column.codec == Codec.RAW:
         return _RawReader(record, column)
     return _ImageReader(record, column, decoder)

@@ -249,6 +249,9 @@ class IndexFile:
                 if field.name in self._names:
                     column = table[field.name]
                     keeps = pa.types.is_dictionary(column.type) and column.type.value_type == field.type
+                    if keeps:
+                        # Parquet's reader believes the places in a dictionary that a damaged file claims.
+                        column.validate(full=True)
                     columns.append(column if keeps else column.cast(field.type))
                 elif field.name in _OPTIONAL_COLUMNS:
                     columns.append(pa.chunked_array([pa.nulls(self.num_rows, field.type)]))

@@ -13,9 +13,14 @@ import numpy as np
 
 from episode_store.errors import EpisodeError
 
-# A field over time: an array with a leading time axis, or a list of strings for text.
-FieldValues = np.ndarray | list[str]
+# A field over time: an array with a leading time axis, a list of strings for text, or a list of uint8
+# [height, width, channels] for images whose size varies.
+FieldValues = np.ndarray | list[Any]
 
+# In `ArraySpec.shape`: a side that differs from step to step.
+VARIES = -1
+# The most bytes of one image whose size varies.
+MAX_IMAGE_BYTES = 1 << 28
 
 _DTYPES = (
     *("str", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -40,7 +45,8 @@ class ArraySpec:
 
     Attributes:
       modality: decides how the field is tokenized.
-      shape: of one step, without the time axis; () for a scalar and for text. Images are (height, width, channels).
+      shape: of one step, without the time axis; () for a scalar and for text. Images are (height, width, channels);
+        (-1, -1, channels) where height and width vary from step to step.
       dtype: NumPy's name of the dtype; "str" for text.
       low: lowest value of each element, flattened row-major; empty when unbounded. For DISCRETE the `start` values.
       high: highest value of each element, flattened; empty when unbounded.
@@ -55,7 +61,9 @@ class ArraySpec:
     num_values: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if any(side < 0 for side in self.shape):
+        if self.varies and (self.modality != Modality.IMAGE or len(self.shape) != 3 or self.shape[2] < 1):
+            raise ValueError(f"ArraySpec.shape {self.shape}: only an IMAGE of 1 or more channels can vary in size")
+        if not self.varies and any(side < 0 for side in self.shape):
             raise ValueError(f"ArraySpec.shape has a negative side: {self.shape}")
         if self.dtype not in _DTYPES:
             raise ValueError(f"ArraySpec.dtype {self.dtype!r}: expected one of {', '.join(_DTYPES)}")
@@ -74,9 +82,14 @@ class ArraySpec:
             raise ValueError("a TEXT ArraySpec has dtype 'str' and shape ()")
 
     @property
+    def varies(self) -> bool:
+        """Whether this is an image whose height and width vary from step to step."""
+        return self.shape[:2] == (VARIES, VARIES)
+
+    @property
     def size(self) -> int:
-        """Number of elements of one step."""
-        return math.prod(self.shape)
+        """Number of elements of one step; 0 where it varies."""
+        return 0 if self.varies else math.prod(self.shape)
 
     @property
     def is_bounded(self) -> bool:
@@ -91,6 +104,9 @@ class ArraySpec:
         """
         if self.modality == Modality.TEXT:
             self._validate_text(values, length=length, where=where)
+            return
+        if self.varies:
+            self._validate_varying(values, length=length, where=where)
             return
         if not isinstance(values, np.ndarray):
             raise EpisodeError(f"{where}: expected a NumPy array, got {type(values).__name__}")
@@ -136,10 +152,28 @@ class ArraySpec:
             except UnicodeEncodeError as error:
                 raise EpisodeError(f"{where}: step {step} is not valid Unicode text: {error.reason}") from None
 
+    def _validate_varying(self, values: FieldValues, *, length: int, where: str) -> None:
+        if not isinstance(values, list):
+            raise EpisodeError(f"{where}: expected a list of images, got {type(values).__name__}")
+        if len(values) != length:
+            raise EpisodeError(f"{where}: expected {length} images, got {len(values)}")
+        for step, image in enumerate(values):
+            if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+                got = f"dtype {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
+                raise EpisodeError(f"{where}: step {step}: expected a uint8 array, got {got}")
+            if image.ndim != 3 or image.shape[2] != self.shape[2] or not image.size:
+                expected = f"(height, width, {self.shape[2]}), at least 1 x 1"
+                raise EpisodeError(f"{where}: step {step}: expected an image {expected}, got shape {image.shape}")
+            if image.nbytes > MAX_IMAGE_BYTES:
+                raise EpisodeError(f"{where}: step {step}: an image of {image.nbytes} bytes, expected at most 256 MiB")
+
     def generate_value(self, rng: np.random.Generator, *, length: int) -> FieldValues:
         """Random valid values of `length` steps, for tests and benchmarks."""
         if self.modality == Modality.TEXT:
             return ["".join(rng.choice(list("abc é\n漢"), size=rng.integers(0, 12))) for _ in range(length)]
+        if self.varies:
+            sizes = rng.integers(1, 12, (length, 2)).tolist()
+            return [rng.integers(0, 256, (*size, self.shape[2]), dtype=np.uint8) for size in sizes]
         shape = (length, *self.shape)
         dtype = np.dtype(self.dtype)
         if self.modality == Modality.IMAGE:
@@ -188,6 +222,16 @@ def _first_offender(bad: np.ndarray, values: np.ndarray, where: str, expected: s
         index = tuple(int(i) for i in np.argwhere(bad)[0])
         step, element = index[0], index[1:]
         raise EpisodeError(f"{where}: step {step}, element {element}: expected {expected}, got {values[index]}")
+
+
+def is_text(values: FieldValues) -> bool:
+    """Whether these are texts, by their first step."""
+    return isinstance(values, list) and bool(values) and isinstance(values[0], str)
+
+
+def numbers_of(values: FieldValues) -> np.ndarray:
+    """A field of numbers as one array: itself, or all pixels in a row where the size of images varies."""
+    return np.concatenate([image.reshape(-1) for image in values]) if isinstance(values, list) else values
 
 
 def uniform_bounds(value: float, shape: Sequence[int]) -> tuple[float, ...]:

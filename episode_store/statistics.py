@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from episode_store.episode import Episode
-from episode_store.spec import FieldValues
+from episode_store.spec import FieldValues, is_text, numbers_of
 from episode_store.store import EpisodeStore
 
 GROUPS = ("task_id", "agent_id", "experiment_id")
@@ -77,7 +77,7 @@ class _Range:
         self.not_finite = 0
 
     def add(self, values: FieldValues) -> None:
-        numbers = np.array([len(text) for text in values], np.float64) if isinstance(values, list) else values
+        numbers = np.array([len(text) for text in values], np.float64) if is_text(values) else numbers_of(values)
         if numbers.dtype.kind == "f":
             finite = np.isfinite(numbers)
             self.not_finite += int(numbers.size - finite.sum())

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from episode_store.episode import EXPLORATORY, Episode, EpisodeMetadata
-from episode_store.spec import ArraySpec, FieldValues, Modality
+from episode_store.spec import ArraySpec, FieldValues, Modality, is_text
 from episode_store.store import EpisodeStore
 from episode_store.task import TaskSpec
 from episode_store.writer import EpisodeWriter
@@ -61,8 +61,13 @@ def assert_episodes_equal(left: Episode, right: Episode) -> None:
 
 def assert_values_equal(left: FieldValues, right: FieldValues, where: str) -> None:
     """Asserts that two fields are equal bit by bit (the sign of zero and the kind of NaN included)."""
-    if isinstance(left, list) or isinstance(right, list):
+    if is_text(left) or is_text(right):
         assert left == right, where
+        return
+    if isinstance(left, list) or isinstance(right, list):
+        assert (type(left), len(left)) == (type(right), len(right)), where
+        for step, images in enumerate(zip(left, right, strict=True)):
+            assert_values_equal(*images, f"{where}: step {step}")
         return
     assert left.dtype == right.dtype, f"{where}: {left.dtype} != {right.dtype}"
     assert left.shape == right.shape, f"{where}: {left.shape} != {right.shape}"
@@ -102,6 +107,11 @@ def example_tasks() -> dict[str, TaskSpec]:
             tags=("corpus",),
             licence="CC-BY-4.0",
         ),
+        TaskSpec(
+            task_id="Album-v0",
+            observation_spec={"picture": ArraySpec(modality=Modality.IMAGE, shape=(-1, -1, 3), dtype="uint8")},
+            action_spec={"crop": ArraySpec(modality=Modality.IMAGE, shape=(-1, -1, 1), dtype="uint8")},
+        ),
     ]
     return {task.task_id: task for task in tasks}
 
@@ -126,9 +136,10 @@ class StoreContract:
             for task in tasks.values():
                 writer.add_task(task)
             for index in range(num_episodes):
-                task = list(tasks.values())[index % len(tasks)]
+                turn, place = divmod(index, len(tasks))
+                task = list(tasks.values())[place]
                 metadata = EpisodeMetadata(
-                    agent_id=f"agent{index % 2}",
+                    agent_id=f"agent{turn % 2}",
                     seed=None if index == 3 else index,
                     collection_index=num_episodes - index,
                     environment_config={"id": task.task_id, "versions": {"numpy": "2"}, "wrappers": ["a", "b"]},
@@ -136,7 +147,7 @@ class StoreContract:
                     attribution="someone é",
                 )
                 num_steps = int(rng.integers(1, 40))
-                episode = random_episode(task, rng, num_steps, metadata=metadata, exploratory=index % 2 == 0)
+                episode = random_episode(task, rng, num_steps, metadata=metadata, exploratory=turn % 2 == 0)
                 episodes[writer.add_episode(episode)] = episode
         return episodes
 

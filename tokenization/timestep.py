@@ -115,6 +115,11 @@ def _keys(specs: dict[str, ArraySpec], *modalities: Modality) -> tuple[str, ...]
 
 
 def _check_field(spec: ArraySpec, *, where: str) -> None:
+    if spec.varies:
+        raise UserError(
+            f"{where}: its images vary in size, so they have no fixed number of patches; scale or pad them to one size "
+            "and declare that as the field's shape"
+        )
     if spec.modality == Modality.IMAGE:
         check_image_shape(spec.shape, where=where)
     elif spec.modality == Modality.DISCRETE and max(spec.num_values, default=0) > NUM_DISCRETE:

@@ -212,6 +212,7 @@ class Format:
       module: where it is implemented.
       description: one line for help texts.
       reads, writes: whether `import` and `export` know it.
+      varying_images: whether `export` can write images whose size varies.
       import_options, export_options: name -> help of what `--option NAME=VALUE` takes.
     """
 
@@ -219,6 +220,7 @@ class Format:
     description: str
     reads: bool = True
     writes: bool = True
+    varying_images: bool = False
     import_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     export_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -228,6 +230,7 @@ FORMATS: dict[str, Format] = {
     "rlds": Format(
         module="episode_store.formats.rlds",
         description="RLDS/TFDS folder (dataset_info.json, features.json, TFRecord or ArrayRecord shards)",
+        varying_images=True,
         import_options={
             "split": "only this split, for example train (default: all)",
             "last_step": "real or padding: whether the last step's action means something (default auto: padding when "
@@ -379,13 +382,26 @@ def export_task(
     """Writes one task of a store in a foreign format.
 
     Raises:
-      UserError: no such format or option, or the destination holds something already.
+      UserError: no such format or option, a field that the format cannot hold, or the destination holds something
+        already.
     """
     entry = get_format(name)
     if not entry.writes:
         raise UserError(f"format {name!r} can only be read")
     check_options(options or {}, entry.export_options, f"export --to {name}")
+    if not entry.varying_images:
+        _refuse_varying_images(name, store.tasks[task_id])
     return load_module(name).export(store, task_id, Path(destination), options=options or {}, progress=progress)
+
+
+def _refuse_varying_images(name: str, task: TaskSpec) -> None:
+    for group, specs in (("observations", task.observation_spec), ("actions", task.action_spec)):
+        for field, spec in specs.items():
+            if spec.varies:
+                raise UserError(
+                    f"export of {task.task_id}: {group}/{field}: its images vary in size, which {name} cannot hold; "
+                    "export to rlds, or make them one size first"
+                )
 
 
 def existing_source(source: str | Path) -> Path:

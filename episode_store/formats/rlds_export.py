@@ -26,7 +26,7 @@ from episode_store.formats.rlds_folder import FEATURES_FILE, FILE_FORMATS, INFO_
 from episode_store.formats.rlds_import import METADATA_FIELD, STEP_COLUMNS_FIELD
 from episode_store.formats.tf_example import FeatureValues, encode_example
 from episode_store.formats.tfrecord import ArrayRecordWriter, TFRecordWriter
-from episode_store.spec import ArraySpec, FieldValues, Modality
+from episode_store.spec import ArraySpec, FieldValues, Modality, is_text
 from episode_store.splits import split_of
 from episode_store.store import EpisodeStore
 from episode_store.task import TaskSpec
@@ -113,6 +113,7 @@ class _Layout:
     """Which feature holds what, and the Example of an episode."""
 
     def __init__(self, task: TaskSpec, step_columns: Mapping[str, tuple[str, tuple[int, ...]]], float64: str) -> None:
+        self._task_id = task.task_id
         self._float64 = float64
         self._observations = self._fields(task.observation_spec, "observation")
         self._actions = self._fields(task.action_spec, "action")
@@ -141,7 +142,13 @@ class _Layout:
         return {name: self._field(spec, f"steps/{group}/{name}") for name, spec in specs.items()}
 
     def _field(self, spec: ArraySpec, key: str) -> Leaf:
-        if spec.modality == Modality.IMAGE and spec.shape[2] in (1, 3, 4) and spec.size:
+        is_png = spec.modality == Modality.IMAGE and spec.shape[2] in (1, 3, 4)
+        if spec.varies and not is_png:
+            raise UserError(
+                f"export of {self._task_id}: {key.removeprefix('steps/')}: images that vary in size: rlds holds those "
+                f"of 1, 3 or 4 channels, got {spec.shape[2]}"
+            )
+        if is_png and (spec.size or spec.varies):
             path = tuple(key.split("/"))
             return Leaf(path=path, key=key, kind="image", dtype="uint8", shape=spec.shape, encoding="png")
         return _leaf(key, "str") if spec.dtype == "str" else self._numbers(key, spec.dtype, spec.shape)
@@ -215,9 +222,9 @@ def _leaf(key: str, dtype: str, shape: tuple[int, ...] = (), encoding: str = "no
 
 
 def _padded(values: FieldValues) -> FieldValues:
-    """With a last row of zeros (an empty text): the last step's action and reward."""
+    """With a last row of zeros (an empty text, one black pixel): the last step's action and reward."""
     if isinstance(values, list):
-        return [*values, ""]
+        return [*values, "" if is_text(values) else np.zeros((1, 1, values[0].shape[2]), np.uint8)]
     return np.concatenate([values, np.zeros((1, *values.shape[1:]), values.dtype)])
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from episode_store.errors import CorruptionError, UserError
 from episode_store.formats.format import need
 from episode_store.formats.tf_example import FeatureValues
-from episode_store.spec import FieldValues
+from episode_store.spec import VARIES, FieldValues
 
 _PREFIX = "tensorflow_datasets.core.features."
 # A step of more bytes than this is damage or an attack, and no one's observation.
@@ -28,6 +28,7 @@ _MAX_DEPTH = 32
 _NUMBERS = frozenset(
     f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64) if f"{kind}{bits}" != "float8"
 )
+_PICTURE_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
 _TEXT_DTYPES = ("string", "object", "str", "bytes")
 
 
@@ -40,7 +41,7 @@ class Leaf:
       key: of the Example.
       kind: "tensor", "image" or "text".
       dtype: NumPy's name; "str" for text; what the file declares.
-      shape: of one step; None for a side that the file does not say.
+      shape: of one step; None for a side that the file does not say, `VARIES` for those of images whose size varies.
       encoding: "none": lists of numbers; "bytes" or "zlib": one byte string a step; of images the file format.
       num_ragged: how many inner sequences each step has; their values lie apart from their lengths.
       num_values: of a class label, else 0.
@@ -59,6 +60,11 @@ class Leaf:
     def name(self) -> str:
         """The path joined with '/'."""
         return "/".join(self.path)
+
+    @property
+    def varies(self) -> bool:
+        """Whether these are images whose size varies from step to step."""
+        return VARIES in self.shape
 
     @property
     def item_shape(self) -> tuple[int | None, ...]:
@@ -268,7 +274,7 @@ def decode_leaf(leaf: Leaf, example: Mapping[str, FeatureValues], rows: int) -> 
       rows: number of steps.
 
     Returns:
-      [rows, *shape] in the dtype of the leaf, or a list of texts.
+      [rows, *shape] in the dtype of the leaf, a list of texts, or of images where their size varies.
 
     Raises:
       CorruptionError: the values are not what the leaf says, or their sizes differ between steps.
@@ -332,6 +338,9 @@ def _decode_flat(leaf: Leaf, values: FeatureValues, rows: int) -> FieldValues:
         raise CorruptionError(f"{len(values)} values, expected {rows}")
     if leaf.kind == "text":
         return [bytes(item).decode("utf-8", "replace") for item in values]
+    if leaf.varies:
+        free = dataclasses.replace(leaf, shape=(None, None, leaf.shape[2]))
+        return [_decode_image(free, item, step, None) for step, item in enumerate(values)]
     if leaf.kind == "image":
         return decode_images(leaf, values)
     return _decode_encoded(leaf, values)
@@ -419,12 +428,22 @@ def decode_images(leaf: Leaf, values: Sequence[bytes | memoryview]) -> np.ndarra
     return out
 
 
+def image_size(item: bytes | memoryview) -> tuple[int, int] | None:
+    """Height and width as the header of an encoded file says; None where that cannot be read."""
+    pillow = need("PIL.Image", "images", "decoding images")
+    try:
+        with pillow.open(io.BytesIO(item), formats=_PICTURE_FORMATS) as image:
+            return image.height, image.width
+    except (OSError, ValueError, SyntaxError, zlib.error, pillow.DecompressionBombError):
+        return None
+
+
 def _decode_image(leaf: Leaf, item: bytes | memoryview, step: int, expected: tuple[int, ...] | None) -> np.ndarray:
     pillow = need("PIL.Image", "images", "decoding images")
     height, width, channels = leaf.shape if expected is None else expected
     is_float = leaf.dtype == "float32"
     try:
-        with pillow.open(io.BytesIO(item), formats=("PNG", "JPEG", "GIF", "BMP", "WEBP")) as image:
+        with pillow.open(io.BytesIO(item), formats=_PICTURE_FORMATS) as image:
             size = (image.height, image.width)
             # The header is all that was read so far: sizes are checked before anything is decoded.
             if (height is not None and size[0] != height) or (width is not None and size[1] != width):
@@ -461,9 +480,9 @@ def encode_leaf(leaf: Leaf, values: FieldValues) -> FeatureValues:
 
     Args:
       leaf: which field; without inner sequences and unknown sides.
-      values: [rows, *shape], or a list of texts.
+      values: [rows, *shape], a list of texts, or of images where their size varies.
     """
-    if isinstance(values, list):
+    if leaf.kind == "text":
         return [text.encode() for text in values]
     if leaf.kind == "image":
         return [_encode_png(frame) for frame in values]

@@ -20,10 +20,10 @@ import numpy as np
 from episode_store.episode import Episode, EpisodeMetadata
 from episode_store.errors import CorruptionError, UserError
 from episode_store.formats.format import Finding, LossLog, SingleTaskImporter, task_id_from, with_repeated_last
-from episode_store.formats.rlds_features import Leaf, decode_leaf, num_rows
+from episode_store.formats.rlds_features import Leaf, decode_leaf, image_size, num_rows
 from episode_store.formats.rlds_folder import INFO_FILE, Record, RldsFolder, open_folder, read_records
 from episode_store.formats.tf_example import FeatureValues, decode_example
-from episode_store.spec import ArraySpec, FieldValues, Modality, uniform_bounds
+from episode_store.spec import VARIES, ArraySpec, FieldValues, Modality, uniform_bounds
 from episode_store.splits import TRAIN, VALIDATION
 from episode_store.task import TaskSpec
 
@@ -155,9 +155,11 @@ class RldsImporter(SingleTaskImporter):
         for example in peeked:
             try:
                 if leaf.kind == "image" and not leaf.num_ragged:
-                    # The first frame that can be decoded tells; an episode of another size is refused later.
+                    # The first frame that can be decoded tells, unless the sizes vary; where they seem not to, an
+                    # episode of another size is refused later.
                     first = {leaf.key: example.get(leaf.key, [])[:1]}
-                    shapes.add(np.asarray(decode_leaf(leaf, first, 1)).shape[1:])
+                    shape = np.asarray(decode_leaf(leaf, first, 1)).shape[1:]
+                    shapes.add((VARIES, VARIES, shape[2]) if self._varies(leaf, peeked) else shape)
                     break
                 values = decode_leaf(leaf, example, self._rows(example))
             except CorruptionError as error:
@@ -172,6 +174,13 @@ class RldsImporter(SingleTaskImporter):
         if len(shapes) > 1:
             return f"{leaf.key}: episodes of different shapes, {min(shapes)} to {max(shapes)}"
         return dataclasses.replace(leaf, shape=shapes.pop())
+
+    def _varies(self, leaf: Leaf, peeked: list[dict[str, FeatureValues]]) -> bool:
+        """Whether images have several sizes; what this project exports says the size of all others."""
+        if leaf.dtype != "uint8" or None not in leaf.shape[:2]:
+            return False
+        sizes = {image_size(item) for example in peeked for item in example.get(leaf.key, [])}
+        return self._ours or len(sizes - {None}) > 1
 
     def _place(self, plan: _Plan, leaf: Leaf) -> None:
         """Puts one field of the steps where it belongs."""
@@ -332,11 +341,11 @@ class RldsImporter(SingleTaskImporter):
 
     def _decode(self, leaf: Leaf, example: Mapping[str, FeatureValues], rows: int) -> Any:
         values = decode_leaf(leaf, example, rows)
-        if isinstance(values, list):
+        if leaf.kind == "text":
             raw = example[leaf.key]
             bad = sum("\ufffd" in text and text.encode() != bytes(item) for text, item in zip(values, raw, strict=True))
             self._losses.add(f"{leaf.name}: text", "bytes that are not UTF-8 became U+FFFD", bad)
-        elif values.shape[1:] != leaf.shape:
+        elif isinstance(values, np.ndarray) and values.shape[1:] != leaf.shape:
             raise CorruptionError(f"{leaf.key}: steps of shape {values.shape[1:]}, expected {leaf.shape}")
         return values
 

@@ -275,7 +275,7 @@ def _spec(column: Column, task: TaskSpec) -> ArraySpec | None:
 
 
 def _is_picture(column: Column) -> bool:
-    return column.dtype == "|u1" and len(column.shape) == 3 and min(column.shape) > 0
+    return column.dtype == "|u1" and len(column.shape) == 3 and 0 not in column.shape
 
 
 def _highest(spec: ArraySpec | None) -> int | None:

@@ -193,7 +193,7 @@ function showPictures() {
     if (image.getAttribute("src") !== frame.url) image.src = frame.url;
     image.alt = `${path} at step ${frame.step}`;
     note.className = frame.damaged ? "problem" : "";
-    note.textContent = frame.damaged || `${path.replace("observations/", "")}, ${field.shape.join(" × ")}${field.apart ? `, ${plural(field.shape[2], "channel")} side by side` : ""}${frame.step === now.step ? "" : `, of step ${frame.step} (this file has some only)`}`;
+    note.textContent = frame.damaged || `${path.replace("observations/", "")}, ${field.shape.map((side) => side < 0 ? "any" : side).join(" × ")}${field.apart ? `, ${plural(field.shape[2], "channel")} side by side` : ""}${frame.step === now.step ? "" : `, of step ${frame.step} (this file has some only)`}`;
     if (!inPage && now.timer) for (let ahead = 1; ahead <= 3; ahead++) if (now.step + ahead < field.rows) new Image().src = source.frame(now.id, path, now.step + ahead).url;
   }
 }

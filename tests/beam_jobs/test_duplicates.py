@@ -20,11 +20,12 @@ from beam_jobs.duplicates import (
     signature_of,
 )
 from episode_store.episode import Episode
+from episode_store.spec import FieldValues
 
 WORDS = [f"word{number}" for number in range(5_000)]
 
 
-def _saying(text: str, task_id: str = "text/x-v0", **fields: np.ndarray) -> Episode:
+def _saying(text: str, task_id: str = "text/x-v0", **fields: FieldValues) -> Episode:
     return Episode(
         task_id=task_id,
         observations={"text": ["", ""], **fields},
@@ -74,8 +75,10 @@ def test_content_key_is_of_what_is_said_and_shown() -> None:
         content_key(_saying("b")),
         content_key(_saying("a", image=image)),
         content_key(_saying("a", image=image + 1)),
+        content_key(_saying("a", image=[image[0], image[1, :2]])),
+        content_key(_saying("a", image=[image[0], image[1, :, :2]])),
     }
-    assert len(keys) == 4
+    assert len(keys) == 6
     assert content_key(_saying("a")) == content_key(_saying("a", task_id="text/other-v0"))
 
 

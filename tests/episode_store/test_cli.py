@@ -27,16 +27,17 @@ def test_list(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--store", str(store)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["task", "episodes", "steps", "mean", "return", "min", "max", "MB", "agents"]
-    assert [line.split()[:2] for line in lines[1:4]] == [
-        ["Robot-v1", "4"],
-        ["caption/example-v0", "4"],
-        ["grid/Example-v0", "4"],
+    assert [line.split()[:2] for line in lines[1:5]] == [
+        ["Album-v0", "3"],
+        ["Robot-v1", "3"],
+        ["caption/example-v0", "3"],
+        ["grid/Example-v0", "3"],
     ]
-    assert lines[4].startswith("12 episodes in 3 tasks")
+    assert lines[5].startswith("12 episodes in 4 tasks")
     assert main(["list", "--store", str(store), "--tasks", "*/*", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert [task["task_id"] for task in result["tasks"]] == ["caption/example-v0", "grid/Example-v0"]
-    assert result["tasks"][0]["episodes"] == 4
+    assert result["tasks"][0]["episodes"] == 3
     assert result["tasks"][0]["licence"] == "CC-BY-4.0"
 
 
@@ -75,7 +76,7 @@ def test_verify(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(damage["episode_id"]) == 32
     assert main(["verify", "--store", str(store)]) == 1
     assert f"DAMAGED segments/{data.name}: episode {damage['episode_id']}" in capsys.readouterr().out
-    others = ["Robot-v1", "caption/example-v0", "grid/Example-v0"]
+    others = ["Album-v0", "Robot-v1", "caption/example-v0", "grid/Example-v0"]
     others.remove(damage["task_id"])
     assert main(["verify", "--store", str(store), "--tasks", *others]) == 0
 
@@ -130,7 +131,7 @@ def test_query_prints_rows(store: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_stats_by_agent_and_by_field(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Groups, and ranges of fields, against the table."""
     result = run(capsys, "stats", "--store", store, "--by", "task_id", "agent_id", "--fields", "--tasks", "Robot-v1")
-    assert sum(group["episodes"] for group in result["groups"]) == 4
+    assert sum(group["episodes"] for group in result["groups"]) == 3
     assert {group["agent_id"] for group in result["groups"]} == {"agent0", "agent1"}
     group = result["groups"][0]
     assert group["return"]["min"] <= group["return"]["median"] <= group["return"]["max"]
@@ -151,7 +152,7 @@ def test_delete_list_restore_compact(store: Path, capsys: pytest.CaptureFixture[
     assert run(capsys, "delete", "--store", store, *where, "--note", "bad")["version"] == 1
     assert main(["list", "--store", str(store)]) == 0
     text = capsys.readouterr().out
-    assert "8 episodes in 3 tasks" in text
+    assert "9 episodes in 4 tasks" in text
     assert "delete" in text
     assert "note=bad" in text
     result = run(capsys, "list", "--store", store, "--version", "0")
@@ -159,10 +160,10 @@ def test_delete_list_restore_compact(store: Path, capsys: pytest.CaptureFixture[
     assert [version["operation"] for version in result["versions"]] == ["delete"]
     assert run(capsys, "restore", "--store", store, "--version", 0)["kept"] == 12
     assert main(["delete", "--store", str(store), *where]) == 0
-    assert "version 3: 4 episodes out, 8 left" in capsys.readouterr().out
+    assert "version 3: 3 episodes out, 9 left" in capsys.readouterr().out
     assert run(capsys, "compact", "--store", store, "--dry-run")["gone"] == ["0", "1", "2", "3"]
     assert main(["compact", "--store", str(store)]) == 0
-    assert "4 records out" in capsys.readouterr().out
+    assert "3 records out" in capsys.readouterr().out
     assert main(["list", "--store", str(store), "--version", "0"]) == 2
     assert "went when the store was compacted" in capsys.readouterr().err
 

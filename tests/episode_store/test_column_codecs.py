@@ -17,6 +17,7 @@ from episode_store.column_codecs import (
     ImageEncoder,
     encode_text_blocks,
     encode_texts,
+    encode_varying_images,
     image_block_rows,
     raw_block_rows,
 )
@@ -158,3 +159,52 @@ def test_texts_literally() -> None:
     for bad in (payload[:-1], payload[:8], payload + b"x", payload[:-2] + b"\xff\xff"):
         with pytest.raises(CorruptionError):
             decoder.decode_texts(Codec.TEXT, _stored(bad), 3)
+
+
+def test_images_of_varying_size_literally() -> None:
+    """Heights and widths, then pixels; 32 in a block."""
+    images = [np.full((1, 2, 1), 7, np.uint8), np.full((2, 1, 1), 9, np.uint8)]
+    rows, (block,) = encode_varying_images(images)
+    assert rows == 32
+    payload = bytes([1, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 7, 7, 9, 9])
+    assert zstandard.decompress(block) == payload
+    found = BlockDecoder().decode_varying_images(_stored(block), 2, 1)
+    assert [image.shape for image in found] == [(1, 2, 1), (2, 1, 1)]
+    rows, blocks = encode_varying_images([*images, np.zeros((1 << 12, 1 << 12, 1), np.uint8)])
+    assert (rows, len(blocks)) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "pixels"),
+    [
+        ([(1, 2), (2, 1)], 3),  # one pixel is missing
+        ([(1, 2), (2, 1)], 5),
+        ([(1 << 16, 1 << 16), (2, 2)], 4),  # their product is 0 in 32 bits
+        ([((1 << 32) - 1, (1 << 32) - 1), (1, 1)], 2),  # and 1 here
+        ([(0, 5), (2, 2)], 4),
+    ],
+)
+def test_sizes_that_do_not_fit_their_pixels_are_damage(sizes: list[tuple[int, int]], pixels: int) -> None:
+    """Said before anything of that size is allocated."""
+    block = zstandard.compress(np.array(sizes, "<u4").tobytes() + bytes(pixels))
+    with pytest.raises(CorruptionError, match=f"2 images of .* bytes in a block of {16 + pixels}"):
+        BlockDecoder().decode_varying_images(_stored(block), 2, 1)
+
+
+def test_a_block_of_varying_images_has_a_largest_size() -> None:
+    """A small block that would unpack to 512 MiB, and one too small for its sizes."""
+    compressor = zstandard.ZstdCompressor().compressobj(size=1 << 29)
+    huge = compressor.compress(bytes(1 << 20)) + compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    with pytest.raises(CorruptionError, match="a block unpacks to 536870912 bytes"):
+        BlockDecoder().decode_varying_images(_stored(huge), 2, 1)
+    with pytest.raises(CorruptionError, match="a block of 9 bytes cannot hold 2 images"):
+        BlockDecoder().decode_varying_images(_stored(zstandard.compress(bytes(9))), 2, 1)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=60), st.integers(1, 4))
+def test_any_bytes_as_varying_images(payload: bytes, rows: int) -> None:
+    """Images that have these bytes, or an error."""
+    with contextlib.suppress(CorruptionError):
+        found = BlockDecoder().decode_varying_images(_stored(zstandard.compress(payload)), rows, 3)
+        assert sum(image.nbytes for image in found) + 8 * rows == len(payload)

@@ -35,7 +35,7 @@ from episode_store.writer import EpisodeWriter, recover
 def numbered_episode(stream: int, number: int) -> Episode:
     """The same episode in every process."""
     rng = np.random.default_rng([stream, number])
-    task = list(example_tasks().values())[number % 3]
+    task = list(example_tasks().values())[number % 4]
     metadata = EpisodeMetadata(agent_id=f"stream{stream}", seed=number, collection_index=number)
     return random_episode(task, rng, int(rng.integers(1, 60)), metadata=metadata)
 
@@ -503,7 +503,7 @@ def _write_until_refused(store: Path, forbid: Callable[[], None]) -> None:
     task = example_tasks()["Robot-v1"]
     writer = EpisodeWriter(store)
     writer.add_task(task)
-    ids = {writer.add_episode(numbered_episode(0, 3 * number + 1)) for number in range(5)}
+    ids = {writer.add_episode(numbered_episode(0, 4 * number + 1)) for number in range(5)}
     forbid()
     with pytest.raises(StoreError, match=r"it cannot be written .*every episode already in the store is safe"):
         # The open segment may still grow; its index cannot be made.

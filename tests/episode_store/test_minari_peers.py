@@ -45,10 +45,11 @@ def test_minari_reads_our_export(datasets: Path, tmp_path: Path) -> None:
 
     _Contract().fill(tmp_path / "store")
     store = EpisodeStore.open(tmp_path / "store")
-    for task_id in example_tasks():
+    task_ids = sorted(set(example_tasks()) - {"Album-v0"})
+    for task_id in task_ids:
         formats.export_task("minari", store, task_id, datasets)
-    assert sorted(minari.list_local_datasets()) == sorted(example_tasks())
-    for task_id in example_tasks():
+    assert sorted(minari.list_local_datasets()) == task_ids
+    for task_id in task_ids:
         dataset = minari.load_dataset(task_id)
         ids = store.table(task_id)["episode_id"].to_pylist()
         assert (dataset.total_episodes, len(dataset)) == (len(ids), len(ids))

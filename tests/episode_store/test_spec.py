@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -35,6 +37,9 @@ def test_json_round_trip_keeps_infinities() -> None:
         ({"modality": Modality.TEXT}, "a TEXT ArraySpec cannot have dtype 'float32'"),
         ({"modality": Modality.CONTINUOUS, "dtype": "O"}, "ArraySpec.dtype 'O': expected one of str, bool"),
         ({"modality": Modality.CONTINUOUS, "shape": (-1,)}, "negative side"),
+        ({"modality": Modality.IMAGE, "dtype": "uint8", "shape": (-1, 4, 3)}, "negative side"),
+        ({"modality": Modality.IMAGE, "dtype": "uint8", "shape": (-1, -1, 0)}, "only an IMAGE of 1 or more channels"),
+        ({"modality": Modality.CONTINUOUS, "shape": (-1, -1, 3)}, "only an IMAGE of 1 or more channels can vary"),
         ({"modality": Modality.CONTINUOUS, "shape": (2,), "low": (0.0,)}, "has 1 values, expected 0 or 2"),
     ],
 )
@@ -42,6 +47,27 @@ def test_impossible_specs_are_refused(arguments: dict, text: str) -> None:
     """When they are made, not when data arrives."""
     with pytest.raises(ValueError, match=text):
         ArraySpec(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        (np.zeros((2, 4, 4, 3), np.uint8), "x: expected a list of images, got ndarray"),
+        ([np.zeros((4, 4, 3), np.uint8)], "x: expected 2 images, got 1"),
+        ([np.zeros((4, 4, 3), np.uint8), "text"], "x: step 1: expected a uint8 array, got str"),
+        ([np.zeros((4, 4, 3), np.float32)] * 2, "x: step 0: expected a uint8 array, got dtype float32"),
+        ([np.zeros((4, 4, 1), np.uint8)] * 2, r"step 0: expected an image \(height, width, 3\).*got shape \(4, 4, 1\)"),
+        ([np.zeros((4, 0, 3), np.uint8)] * 2, r"at least 1 x 1, got shape \(4, 0, 3\)"),
+        ([np.broadcast_to(np.uint8(0), (1 << 14, 1 << 14, 3))] * 2, "an image of 805306368 bytes, expected at most"),
+    ],
+)
+def test_images_of_varying_size_are_checked(values: Any, text: str) -> None:
+    """Their number, dtype, channels and size."""
+    spec = ArraySpec(modality=Modality.IMAGE, shape=(-1, -1, 3), dtype="uint8")
+    assert spec.to_json() == {"modality": "image", "shape": [-1, -1, 3], "dtype": "uint8"}
+    spec.validate([np.zeros((4, 6, 3), np.uint8), np.zeros((1, 1, 3), np.uint8)], length=2, where="x")
+    with pytest.raises(EpisodeError, match=text):
+        spec.validate(values, length=2, where="x")
 
 
 def test_discrete_values_count_from_their_start() -> None:

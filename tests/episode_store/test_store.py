@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from episode_store import checked_json
-from episode_store.errors import StoreError
+from episode_store.errors import CorruptionError, StoreError
 from episode_store.spec import ArraySpec, Modality
 from episode_store.store import EpisodeStore
 from episode_store.task import TaskSpec
@@ -42,6 +42,8 @@ def array_specs(draw: st.DrawFn) -> ArraySpec:
     modality = draw(st.sampled_from(list(Modality)))
     if modality == Modality.TEXT:
         return ArraySpec(modality=modality, dtype="str")
+    if modality == Modality.IMAGE and draw(st.booleans()):
+        return ArraySpec(modality=modality, dtype="uint8", shape=(-1, -1, draw(st.integers(1, 5))))
     if modality == Modality.IMAGE:
         shape = draw(st.tuples(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3, 4])))
         return ArraySpec(modality=modality, dtype="uint8", shape=shape)
@@ -257,3 +259,29 @@ def test_views_stay_when_files_are_unmapped(tmp_path: Path) -> None:
     del before
     store.unmap()
     assert Path("/proc/self/maps").read_text().count(str(tmp_path)) < mapped
+
+
+def test_images_of_varying_size(tmp_path: Path) -> None:
+    """A window reads its own blocks only, and gives a list: no array takes it."""
+    task = example_tasks()["Album-v0"]
+    episode = random_episode(task, np.random.default_rng(0), 100)
+    with EpisodeWriter(tmp_path) as writer:
+        writer.add_task(task)
+        episode_id = writer.add_episode(episode)
+    store = EpisodeStore.open(tmp_path)
+    out = {"observations/picture": np.empty((9, 12, 12, 3), np.uint8)}
+    with pytest.raises(StoreError, match="images whose size varies cannot be read into an array"):
+        store.read_window(episode_id, 0, 8, columns=list(out), out=out)
+    (column,) = (column for column in store.columns(episode_id) if column.path == "observations/picture")
+    assert (column.shape, column.block_rows, len(column.block_bytes)) == ((-1, -1, 3), 32, 4)
+    (file,) = (tmp_path / "segments").glob("*.data")
+    damaged = bytearray(file.read_bytes())
+    damaged[64 + column.offset + column.block_bytes[0]] ^= 1  # the second block, rows 32 to 63
+    file.write_bytes(damaged)
+    store = EpisodeStore.open(tmp_path)
+    pictures = episode.observations["picture"]
+    window = store.read_window(episode_id, 70, 20, columns=["observations/picture"])
+    assert_values_equal(window.observations["picture"], pictures[70:91], "picture")
+    assert all(image.flags.writeable for image in window.observations["picture"])
+    with pytest.raises(CorruptionError, match="observations/picture: the checksum of block 1 does not match"):
+        store.read_window(episode_id, 20, 20)

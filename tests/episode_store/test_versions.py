@@ -34,7 +34,7 @@ class _Contract(StoreContract):
 
 
 def fill(path: Path, seed: int = 0, num_episodes: int = 12) -> dict[str, Episode]:
-    """Random episodes of three tasks in one segment, by id."""
+    """Random episodes of every example task in one segment, by id."""
     return _Contract().fill(path, num_episodes=num_episodes, seed=seed)
 
 
@@ -60,8 +60,8 @@ def test_delete_makes_a_version_and_touches_no_data(tmp_path: Path) -> None:
     episodes = fill(tmp_path)
     before = {file: file.read_bytes() for file in (tmp_path / "segments").iterdir()}
     result = change.delete(tmp_path, where="task_id == 'Robot-v1'", note="broken gripper")
-    assert (result.version, result.removed, result.kept) == (1, 4, 8)
-    assert result.tasks == {"Robot-v1": 4}
+    assert (result.version, result.removed, result.kept) == (1, 3, 9)
+    assert result.tasks == {"Robot-v1": 3}
     assert {file: file.read_bytes() for file in (tmp_path / "segments").iterdir()} == before
     assert ids(tmp_path) == ids(tmp_path, 1) == set(episodes) - robots(episodes)
     old = EpisodeStore.open(tmp_path, version=0)
@@ -78,7 +78,7 @@ def test_delete_makes_a_version_and_touches_no_data(tmp_path: Path) -> None:
         "operation": "delete",
         "created": "",
         "detail": {"where": "task_id == 'Robot-v1'", "note": "broken gripper"},
-        "left_out": 4,
+        "left_out": 3,
     }
     assert verify_store(tmp_path).damages == []
 
@@ -266,7 +266,7 @@ def test_merge_shares_whole_segments(tmp_path: Path) -> None:
     assert len(both) == 24
     change.delete(tmp_path / "b", where="task_id == 'Robot-v1'")
     report = merge(tmp_path / "a", [(tmp_path / "b", None), (tmp_path / "c", None)])
-    assert (report.episodes, report.duplicates, report.segments, report.linked) == (8, 12, 1, 1)
+    assert (report.episodes, report.duplicates, report.segments, report.linked) == (9, 12, 1, 1)
     assert ids(tmp_path / "a") == set(first) | (set(second) - robots(second))
     store = EpisodeStore.open(tmp_path / "a")
     for episode_id in store.episode_ids:
@@ -276,7 +276,7 @@ def test_merge_shares_whole_segments(tmp_path: Path) -> None:
     assert verify_store(tmp_path / "a").damages == []
     assert ids(tmp_path / "a", 0) == set(first)
     again = merge(tmp_path / "a", [(tmp_path / "b", 0), (tmp_path / "c", None)])
-    assert (again.episodes, again.duplicates) == (4, 20)
+    assert (again.episodes, again.duplicates) == (3, 21)
     assert ids(tmp_path / "a") == set(both)
     assert len(list((tmp_path / "a" / "segments").glob("*.data"))) == 2
     assert merge(tmp_path / "a", [(tmp_path / "b", None)]).version is None
@@ -321,8 +321,8 @@ def test_compact_frees_and_keeps_what_is_shown(tmp_path: Path) -> None:
     size = sum(file.stat().st_size for file in (tmp_path / "segments").glob("*.data"))
     told = compact(tmp_path, dry_run=True)
     report = compact(tmp_path)
-    assert (report.episodes, report.removed, report.rewritten, report.dropped) == (24, 12, 3, 0)
-    assert (told.freed_bytes, told.removed, told.gone) == (report.freed_bytes, 12, ["0", "1"])
+    assert (report.episodes, report.removed, report.rewritten, report.dropped) == (27, 9, 3, 0)
+    assert (told.freed_bytes, told.removed, told.gone) == (report.freed_bytes, 9, ["0", "1"])
     (data,) = (tmp_path / "segments").glob("*.data")
     assert size - data.stat().st_size >= report.freed_bytes - 64 * 3 > 0
     store = EpisodeStore.open(tmp_path)
@@ -340,10 +340,10 @@ def test_compact_works_beside_a_writer(tmp_path: Path) -> None:
         first = add_one(writer, 1)
         change.delete(tmp_path, where=f"episode_id == '{first}' or task_id != 'Robot-v1'")
         report = compact(tmp_path)
-        assert (report.removed, len(report.waiting)) == (8, 1)
+        assert (report.removed, len(report.waiting)) == (9, 1)
         second = add_one(writer, 2)
     shown = ids(tmp_path)
-    assert len(shown) == 5
+    assert len(shown) == 4
     assert second in shown
     assert first not in shown
     assert compact(tmp_path).removed == 1
@@ -539,7 +539,7 @@ def test_repair_of_the_small_files(tmp_path: Path) -> None:
     assert "store.json" in report.repaired[0]
     assert "added again" in report.lost[0]
     store = EpisodeStore.open(tmp_path / "a")
-    assert sorted(store.tasks) == ["caption/example-v0", "grid/Example-v0"]
+    assert sorted(store.tasks) == ["Album-v0", "caption/example-v0", "grid/Example-v0"]
     merge(tmp_path / "a", [(tmp_path / "b", None)])
     store = EpisodeStore.open(tmp_path / "a")
     for episode_id in robots(episodes):
@@ -753,7 +753,7 @@ def test_a_version_file_is_plain_parquet_and_checked_json(tmp_path: Path) -> Non
     assert visible == ids(tmp_path)
     line = (tmp_path / "versions" / "000001.seal").read_bytes()
     assert line.startswith(b'{"format":"episode-version","version":2,"number":1,"operation":"delete","name":"",')
-    assert b'"hidden":[],"oldest":0,"num_excluded":4,' in line
+    assert b'"hidden":[],"oldest":0,"num_excluded":3,' in line
 
 
 def test_names_of_segments_in_a_version_cannot_leave_the_folder(tmp_path: Path) -> None:
@@ -769,7 +769,7 @@ def test_names_of_segments_in_a_version_cannot_leave_the_folder(tmp_path: Path) 
     [
         ({"oldest": 9}, "oldest version 9"),
         ({"num_excluded": -1}, "-1 records left out"),
-        ({"num_excluded": 1 << 40}, "4 rows, expected 1099511627776"),
+        ({"num_excluded": 1 << 40}, "3 rows, expected 1099511627776"),
         ({"extent": [1]}, "lacks a fact"),
         ({"hidden": 3}, "lacks a fact"),
         ({"name": 3}, "of another type"),

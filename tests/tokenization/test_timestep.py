@@ -58,5 +58,8 @@ def test_images_that_have_no_patches() -> None:
     four = ArraySpec(modality=Modality.IMAGE, shape=(8, 8, 4), dtype="uint8")
     with pytest.raises(UserError, match=r"observations/frames: expected an image of shape \(height, width, 1 or 3\)"):
         TimestepLayout.of(task({"frames": four}, {}))
+    varying = ArraySpec(modality=Modality.IMAGE, shape=(-1, -1, 3), dtype="uint8")
+    with pytest.raises(UserError, match=r"observations/frames: its images vary in size, .* scale or pad them"):
+        TimestepLayout.of(task({"frames": varying}, {}))
     with pytest.raises(UserError, match="actions/draw: expected text or numbers, got an image"):
         TimestepLayout.of(task({}, {"draw": IMAGE}))
