@@ -212,6 +212,7 @@ def _tokenizer(dataset: Dataset, task_id: str) -> EpisodeTokenizer:
 def _generalist(job: EvaluationJob, task_id: str) -> GeneralistPolicy:
     dataset = Dataset.open(job.shards)
     prompts = PromptSource(dataset.load_task("train", task_id), job.acting.prompt_steps)
+    job.acting.check_context(checkpoint.load_config(job.run).sampler.context_tokens)
     model = checkpoint.load_model(job.run, choose_device("auto"))
     agent_id = f"generalist-{checkpoint.latest(job.run).name}"
     return GeneralistPolicy(model, _tokenizer(dataset, task_id), prompts, job.acting, agent_id)
