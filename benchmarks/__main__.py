@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from pathlib import Path
 
 from benchmarks.measure import RESULTS, append
 
 # How the measures' ids begin; each is a module with a generator `measures`, with '_' in place of '.'.
-SUBJECTS = ("tokenize", "shards", "beam", "beam.flink", "beam.million", "store.million", "store.view")
+SUBJECTS = (
+    "tokenize",
+    "shards",
+    "beam",
+    "beam.flink",
+    "beam.million",
+    "store.million",
+    "store.view",
+    "train",
+    "act",
+    "gpu",
+)
 
 
 def main() -> int:
@@ -16,7 +28,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", help=f"ids or beginnings of ids, such as {', '.join(SUBJECTS)} (all)")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="rounds of ours and the peer (7)")
+    parser.add_argument("--nanogpt", metavar="DIR", type=Path, help="folder of nanoGPT's model.py, for `train`")
     arguments = parser.parse_args()
+    if arguments.nanogpt is not None:
+        from benchmarks import train_peers
+
+        if not (arguments.nanogpt / "model.py").is_file():
+            parser.error(f"--nanogpt {arguments.nanogpt}: there is no model.py")
+        train_peers.nanogpt_folder = arguments.nanogpt
     for name in arguments.names:
         if not any(_concerns(name, subject) for subject in SUBJECTS):
             parser.error(f"{name}: no such measure; ids begin with {', '.join(SUBJECTS)}")
@@ -27,10 +46,10 @@ def main() -> int:
             if not arguments.names or measure.name.startswith(tuple(arguments.names)):
                 result = measure.run(arguments.rounds)
                 append(result)
-                print(
-                    f"{measure.name}: {result['value']} {measure.unit}; {result['peer']}: {result['peer_value']}; "
-                    f"ratio {result['ratio']} {result['spread']}"
+                beside = (
+                    f"{result['peer']}: {result['peer_value']}; ratio {result['ratio']}" if "peer" in result else ""
                 )
+                print(f"{measure.name}: {result['value']} {measure.unit}; {beside} {result['spread']}")
                 for name in result.get("not_measured", ()):  # type: ignore[attr-defined]
                     print(f"  not measured: {name}")
     print(f"appended to {RESULTS}")

@@ -22,7 +22,7 @@ ADDRESS = "127.0.0.1"
 TIMEOUT_SECONDS = 30
 _HOSTS = ("127.0.0.1", "localhost")
 # So much of a refused body is read and dropped: a client that is still sending would not see the refusal.
-_MAX_DRAINED_BYTES = 1 << 22
+_MAX_DRAINED_BYTES, _DRAIN_SECONDS = 1 << 22, 2.0
 
 
 class LoopbackServer(http.server.ThreadingHTTPServer):
@@ -90,27 +90,32 @@ class LoopbackHandler(http.server.BaseHTTPRequestHandler):
             raise BodyError(HTTPStatus.LENGTH_REQUIRED, "Content-Length: expected the number of bytes of the body")
         if len(length) > 18 or int(length) > most:
             self.close_connection = True
-            self._read(min(int(length[:18]), _MAX_DRAINED_BYTES), keep=False)
             raise BodyError(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"body: expected at most {most} bytes, got {length[:18]}"
             )
-        body = self._read(int(length), keep=True)
+        body = self._read(int(length), seconds=TIMEOUT_SECONDS)
         if len(body) < int(length):
             self.close_connection = True
             return None
         return body
 
-    def _read(self, length: int, *, keep: bool) -> bytes:
-        """Up to `length` bytes: fewer when they do not come in `TIMEOUT_SECONDS`."""
-        parts, deadline = [], time.monotonic() + TIMEOUT_SECONDS
+    def drain(self) -> None:
+        """Reads and drops what the client of a refused request still sends, within limits; its connection ends."""
+        length = self.headers.get("Content-Length", "")
+        self.connection.settimeout(_DRAIN_SECONDS)
+        if length.isascii() and length.isdecimal():
+            self._read(min(int(length[:18]), _MAX_DRAINED_BYTES), seconds=_DRAIN_SECONDS)
+
+    def _read(self, length: int, *, seconds: float) -> bytes:
+        """Up to `length` bytes: fewer when they do not come in time."""
+        parts, deadline = [], time.monotonic() + seconds
         try:
             while length > 0 and time.monotonic() < deadline:
                 part = self.rfile.read1(min(length, 1 << 16))  # type: ignore[attr-defined]
                 if not part:
                     break
                 length -= len(part)
-                if keep:
-                    parts.append(part)
+                parts.append(part)
         except OSError:  # a socket's time-out, or a client that has gone
             pass
         return b"".join(parts)

@@ -27,7 +27,9 @@ def add_serve(command: CommandLine) -> None:
     parser.add_argument("--shards", required=True, metavar="DIR", help="the shards it was trained on, for prompts")
     add_tasks(parser)
     add_acting(parser)
-    parser.add_argument("--address", default=ADDRESS, help=f"to listen on; beyond this machine with a token ({ADDRESS})")
+    parser.add_argument(
+        "--address", default=ADDRESS, help=f"to listen on; beyond this machine with a token ({ADDRESS})"
+    )
     parser.add_argument("--port", type=_port, default=8471, metavar="N", help="port; 0 for any that is free (8471)")
     parser.add_argument("--token-file", metavar="FILE", help="holds the token that every request must carry")
     parser.add_argument("--max-sessions", type=positive_int, default=16, metavar="N", help="open at a time (16)")

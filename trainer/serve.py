@@ -1,10 +1,10 @@
 """`trainer serve`: the generalist behind HTTP and JSON, for a robot's program or any other. docs/serving.md.
 
-    GET  /health                 whether it answers, and with what
-    GET  /schema                 the tasks, what they are shown and what they do, and the limits
-    POST /sessions               begins an episode: {"task_id", "seed", "encoding"}
-    POST /sessions/<id>/act      {"observation": {...}} -> {"action": {...}, "step": 0}
-    POST /sessions/<id>/close    ends it
+GET  /health                 whether it answers, and with what
+GET  /schema                 the tasks, what they are shown and what they do, and the limits
+POST /sessions               begins an episode: {"task_id", "seed", "encoding"}
+POST /sessions/<id>/act      {"observation": {...}} -> {"action": {...}, "step": 0}
+POST /sessions/<id>/close    ends it
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ class Service:
         self._acting, self._dataset = acting, dataset
         self._model = checkpoint.load_model(run, choose_device("auto")).eval()
         self._checkpoint = checkpoint.latest(run).name
-        self.tasks = {task_id: dataset.tasks[task_id] for task_id in task_ids}
+        tasks = dataset.tasks
+        self.tasks = {task_id: tasks[task_id] for task_id in task_ids}
         text = dataset.text_tokenizer() if dataset.has_text_model else None
         self._tokenizers = {task_id: EpisodeTokenizer(task, text) for task_id, task in self.tasks.items()}
         self._prompts: dict[str, PromptSource] = {}
@@ -87,9 +88,7 @@ class Service:
             data = self._dataset.load_task("train", task_id)
             self._prompts[task_id] = PromptSource(data, self._acting.prompt_steps)
         agent_id = f"generalist-{self._checkpoint}"
-        return GeneralistPolicy(
-            self._model, self._tokenizers[task_id], self._prompts[task_id], self._acting, agent_id
-        )
+        return GeneralistPolicy(self._model, self._tokenizers[task_id], self._prompts[task_id], self._acting, agent_id)
 
     def facts(self) -> dict[str, Any]:
         """What answers."""
@@ -116,9 +115,7 @@ class PolicyServer(LoopbackServer):
         if token is None and not config.is_local:
             raise UserError(f"address {config.address}: other machines reach it, so a token is required")
         self.service, self.config, self.needs_token = service, config, token is not None
-        self.sessions = Sessions(
-            service.make_policy, most=config.max_sessions, idle_seconds=config.idle_seconds
-        )
+        self.sessions = Sessions(service.make_policy, most=config.max_sessions, idle_seconds=config.idle_seconds)
         # When each connection was opened or last answered.
         self._connections: dict[socket.socket, float] = {}
         self._lock, self._ended = threading.Lock(), threading.Event()
@@ -288,6 +285,8 @@ class _Handler(LoopbackHandler):
 
     def _refuse(self, status: HTTPStatus, sentence: str) -> None:
         self._say(status, {"error": sentence})
+        if self.close_connection:
+            self.drain()
 
     def _say(self, status: HTTPStatus, answer: Mapping[str, Any]) -> None:
         extra = {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else {}

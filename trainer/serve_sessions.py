@@ -75,17 +75,20 @@ class Sessions:
         Raises:
           BusyError: there are as many as there may be.
         """
-        self.close_idle()
+        if len(self) >= self.most:
+            raise self._too_many()
         session_id = secrets.token_urlsafe(18)
-        with self._model:
-            policy = self._make_policy(task_id)
-            policy.begin_episode(0, None, seed)
+        policy = self._make_policy(task_id)
+        policy.begin_episode(0, None, seed)
         session = Session(task_id=task_id, policy=policy, encoding=encoding, used=self._now())
         with self._lock:
             if len(self._sessions) >= self.most:
-                raise BusyError(f"{self.most} sessions are open, the most there may be; close one")
+                raise self._too_many()
             self._sessions[session_id] = session
         return session_id
+
+    def _too_many(self) -> BusyError:
+        return BusyError(f"{self.most} sessions are open, the most there may be; close one")
 
     def get(self, session_id: str) -> Session:
         """Raises NoSessionError when there is none."""

@@ -65,7 +65,9 @@ def _read(value: Any, spec: ArraySpec, where: str) -> Any:
 
 def _from_base64(value: Mapping[str, Any], spec: ArraySpec, where: str) -> np.ndarray:
     if set(value) != {"base64"} or not isinstance(value["base64"], str):
-        raise UserError(f'{where}: expected nested lists or {{"base64": "..."}}, got an object with {sorted(value)!s:.99}')
+        raise UserError(
+            f'{where}: expected nested lists or {{"base64": "..."}}, got an object with {sorted(value)!s:.99}'
+        )
     try:
         content = base64.b64decode(value["base64"], validate=True)
     except (binascii.Error, ValueError) as error:
@@ -91,7 +93,7 @@ def _from_lists(value: Any, spec: ArraySpec, where: str) -> np.ndarray:
         raise UserError(f"{where}: expected {expected}, got shape {list(array.shape)}")
     kinds = {"b": "b", "f": "iuf"}.get(dtype.kind, "iu")
     if array.size and (array.dtype.kind not in kinds or _has_bools(value)) and dtype.kind != "b":
-        raise UserError(f"{where}: expected {expected}, got {_kind(array.ravel()[0].item())} among its values")
+        raise UserError(f"{where}: expected {expected}, got {_kind(array.ravel().tolist()[0])} among its values")
     if dtype.kind == "b" and array.dtype.kind != "b":
         raise UserError(f"{where}: expected {expected}, got something else than true and false")
     if dtype.kind in "iu" and array.size:

@@ -89,9 +89,7 @@ def test_a_rolling_cache_equals_a_sliding_window(model):
     while any(done < len(fragment.tokens) for done, fragment in zip(fed, fragments, strict=True)):
         rows = [row for row in range(3) if fed[row] < len(fragments[row].tokens)]
         ends = [min(fed[row] + int(rng.integers(1, 61)), len(fragments[row].tokens)) for row in rows]
-        hidden = decoder.feed(
-            [fragments[row].part(fed[row], end) for row, end in zip(rows, ends, strict=True)], rows
-        )
+        hidden = decoder.feed([fragments[row].part(fed[row], end) for row, end in zip(rows, ends, strict=True)], rows)
         for row, end, found in zip(rows, ends, hidden, strict=True):
             torch.testing.assert_close(found, expected[row][end - 1], atol=2e-5, rtol=0)
             fed[row], checked = end, checked + 1
