@@ -1,4 +1,4 @@
-"""Observations and actions as JSON: nested lists, or the bytes of an array in base64. docs/serving.md describes both."""
+"""Observations and actions as JSON: nested lists, or the bytes of an array in base64 (docs/serving.md)."""
 
 from __future__ import annotations
 
