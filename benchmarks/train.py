@@ -1,7 +1,7 @@
 """Training beside nanoGPT and Hugging Face; what waiting for data, ranks and kills do to a run.
 
-All networks here have the tiny preset's layers, width, heads, context and vocabulary, and one thread. A step is: fetch a
-batch, forward, backward, clip, AdamW. Ours draws its batches from shards; the peers cut windows out of an array in
+All networks here have the tiny preset's layers, width, heads, context and vocabulary, and one thread. A step is: fetch
+a batch, forward, backward, clip, AdamW. Ours draws its batches from shards; the peers cut windows out of an array in
 memory, as nanoGPT does.
 """
 

@@ -1,4 +1,4 @@
-"""Shards to train on, made by the real store and the real job: text of this repository, and control without pictures."""
+"""Shards to train on, made by the real store and job: text of this repository, and control without pictures."""
 
 from __future__ import annotations
 

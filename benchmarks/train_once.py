@@ -1,4 +1,4 @@
-"""One training run: shards, run folder and a JSON file of settings; what `train.parallel_loss` starts, also by torchrun."""
+"""One training run of a JSON file of settings: what `train.parallel_loss` starts, also by torchrun."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, ClassVar
 
 from episode_store.errors import UserError
 
@@ -65,7 +65,7 @@ class LoopbackHandler(http.server.BaseHTTPRequestHandler):
     """What every request is asked, and how every answer is sent."""
 
     protocol_version = "HTTP/1.1"
-    timeout: int | None = TIMEOUT_SECONDS
+    timeout: ClassVar[float | None] = TIMEOUT_SECONDS
     server_version = "generalist-agent"
     sys_version = ""
 
@@ -111,7 +111,7 @@ class LoopbackHandler(http.server.BaseHTTPRequestHandler):
         parts, deadline = [], time.monotonic() + seconds
         try:
             while length > 0 and time.monotonic() < deadline:
-                part = self.rfile.read1(min(length, 1 << 16))  # type: ignore[attr-defined]
+                part = self.rfile.read1(min(length, 1 << 16))
                 if not part:
                     break
                 length -= len(part)

@@ -175,7 +175,7 @@ class _Handler(LoopbackHandler):
     server: PolicyServer
     timeout = None  # the server closes what is late
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802
         """Health and schema."""
         if not self._may_ask():
             return
@@ -197,7 +197,7 @@ class _Handler(LoopbackHandler):
         else:
             self._refuse(HTTPStatus.NOT_FOUND, "there is no such address; see GET /health and GET /schema")
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802
         """Sessions."""
         if not self._may_ask():
             return

@@ -62,7 +62,7 @@ class ViewerServer(LoopbackServer):
 class _Handler(LoopbackHandler):
     server: ViewerServer
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802
         """Answers, or says why not."""
         parts = urllib.parse.urlsplit(self.path)
         asked = dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True))
