@@ -1,5 +1,6 @@
 """A real client over a socket: actions as without a server, and a sentence for every mistake."""
 
+import ast
 import base64
 import http.client
 import json
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -341,6 +343,16 @@ def test_the_command_serves_and_ends_cleanly(run, shards, tmp_path):
     assert process.returncode == 0
     assert errors.splitlines()[-1] == "stopped"
     assert "Traceback" not in errors
+
+
+def test_the_client_of_the_documentation(serve, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    program = page.partition("```text\n")[2].partition("```")[0]
+    program = program.replace(":8471", f":{serve().port}").replace("CartPole-v1", "Discrete-v0")
+    exec(compile(program.replace("[0.0, 0.0, 0.0, 0.0]", "[0.0, 0.0, 0.0]"), "client", "exec"), {})  # noqa: S102
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert all(set(ast.literal_eval(line)) == {"action"} for line in lines)
 
 
 def test_mistakes_of_the_command_line(run, shards, tmp_path, capsys):
