@@ -38,7 +38,7 @@ from trainer.sampler import Sampler
 from trainer.shards import Dataset
 from trainer.train import Learner
 
-_ROWS, _STEPS = 8, 2
+_ROWS, _STEPS = 8, 1
 _KILLS = 100
 _CPU = torch.device("cpu")
 
