@@ -10,7 +10,7 @@ PEERS_STAMP := $(PEERS)/.installed-$(shell cksum requirements/peers.txt | cut -d
 export SDL_VIDEODRIVER ?= dummy
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo test test-slow test-peers test-cluster lint benchmarks benchmarks-peers clean setup
+.PHONY: help demo test test-slow test-peers test-cluster peers lint benchmarks benchmarks-peers clean setup
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -58,6 +58,18 @@ $(LEROBOT_STAMP): requirements/peers-lerobot.txt
 	@echo "installing LeRobot into $(LEROBOT) (once, several minutes, 6 GB)"
 	@$(LEROBOT)/bin/python -m pip install -q --disable-pip-version-check -r requirements/peers-lerobot.txt
 	@rm -f $(LEROBOT)/.installed-* && touch $@
+
+# Other stores of data, which benchmarks/store_race.py measures beside this one.
+STORAGE := .venv-peers-storage
+STORAGE_STAMP := $(STORAGE)/.installed-$(shell cksum requirements/peers-storage.txt | cut -d' ' -f1)
+$(STORAGE_STAMP): requirements/peers-storage.txt
+	@test -x $(STORAGE)/bin/python && $(STORAGE)/bin/python -m pip --version >/dev/null 2>&1 \
+	  || { rm -rf $(STORAGE); $(PYTHON) -m venv $(STORAGE); }
+	@echo "installing other stores into $(STORAGE) (once, several minutes, 4 GB)"
+	@$(STORAGE)/bin/python -m pip install -q --disable-pip-version-check -r requirements/peers-storage.txt
+	@rm -f $(STORAGE)/.installed-* && touch $@
+
+peers: $(PEERS_STAMP) $(LEROBOT_STAMP) $(STORAGE_STAMP)  ## the peers' packages, so that `make benchmarks` measures them too
 
 test-peers: $(PEERS_STAMP) $(LEROBOT_STAMP)  ## the peers' own packages read our exports, and we read what they write
 	@$(PEERS)/bin/python -m pytest -m peers $(wildcard tests/*/test_*_peers.py) $(PYTEST_FLAGS)

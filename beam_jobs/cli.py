@@ -8,19 +8,18 @@ import fnmatch
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from beam_jobs.content_filter import PersonalData
 from beam_jobs.files import output_path, read_json
-from beam_jobs.return_filter import FilterRule
+from beam_jobs.personal_data import PersonalData
+from beam_jobs.return_filter import FilterRule, ReturnFilter
 from episode_store.command_line import (
     CommandLine,
     add_holdout,
     add_output,
     add_seed,
-    add_store,
     add_tasks,
     positive_int,
     print_json,
@@ -28,9 +27,9 @@ from episode_store.command_line import (
     progress,
     share,
 )
+from episode_store.episode import Episode
 from episode_store.errors import UserError
-
-_BAR_BLOCKS = " ▁▂▃▄▅▆▇█"
+from episode_store.storage import StorePath, locate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,11 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = command.verb(
         "filter-report",
         _filter_report,
-        help="shows what the return filter kept of each task",
-        example="python -m beam_jobs filter-report --shards runs/demo/shards",
+        help="shows what the return filter and the content filter kept of each task, as a table, JSON or a page",
+        example="python -m beam_jobs filter-report --shards runs/demo/shards --html runs/demo/filters.html",
     )
     report.add_argument("--shards", required=True, metavar="DIR", help="folder of finished shards")
     add_tasks(report)
+    report.add_argument("--html", metavar="FILE", help="write a page that needs nothing else")
     pool = command.verb(
         "worker-pool",
         _worker_pool,
@@ -65,56 +65,152 @@ def _add_build_shards(command: CommandLine) -> None:
         example="python -m beam_jobs build-shards --store runs/demo/store --scores runs/demo/baselines.json \\\n"
         "    --text-model runs/demo/text.model --output runs/demo/shards --workers 2",
     )
-    add_store(build)
+    source = build.add_mutually_exclusive_group(required=True)
+    source.add_argument("--store", metavar="DIR", help="folder of the episode store")
+    source.add_argument("--mixture", metavar="FILE", help="TOML file of several sources (docs/sources.md)")
     add_output(build, "folder of the shards")
     add_tasks(build)
     add_seed(build)
     build.add_argument("--text-model", metavar="FILE", help="SentencePiece model; needed when a task has text")
     build.add_argument(
         "--filter",
-        choices=[str(rule) for rule in FilterRule],
-        default=str(FilterRule.NORMALIZED),
-        help="episodes kept of control tasks: R >= random + 0.8 (expert - random); the paper's R >= 0.8 expert; all",
+        type=_return_filter,
+        default=ReturnFilter(rule=FilterRule.NORMALIZED),
+        metavar="RULE",
+        help="episodes kept of control tasks. normalized (the default): R >= random + 0.8 (expert - random); paper: "
+        "R >= 0.8 expert; quantile:Q: R >= that quantile; top:K: the K best; none: all",
+    )
+    build.add_argument(
+        "--filter-for",
+        type=_filter_for,
+        action="append",
+        default=[],
+        metavar="TASK=RULE",
+        help="another rule for a task or pattern, such as 'babyai/*=top:500'; may be given several times, the first "
+        "match decides",
     )
     build.add_argument("--scores", metavar="FILE", help="random returns, as `collectors score` writes them")
     add_holdout(build)
+    _add_content(build)
+    build.add_argument("--workers", type=positive_int, default=1, metavar="N", help="processes of the local runner (1)")
+    build.add_argument(
+        "--max-shard-bytes", type=positive_int, default=32 * 2**20, metavar="N", help="largest file (32 MiB)"
+    )
+    build.add_argument(
+        "--max-dead-share",
+        type=share,
+        default=0.05,
+        metavar="SHARE",
+        help="share of broken episodes endured (0.05); they are listed in dead_letters.jsonl",
+    )
+    build.add_argument("--timeout", type=positive_int, metavar="SECONDS", help="give the job up after this time")
+    _keep_unknown_flags(build)
+
+
+def _add_content(build: argparse.ArgumentParser) -> None:
+    """What texts, captions and dialogues have to pass."""
     build.add_argument(
         "--personal-data",
         choices=[str(handling) for handling in PersonalData],
         default=str(PersonalData.MASK),
         help="mail addresses and telephone numbers in corpora (mask)",
     )
-    build.add_argument("--workers", type=positive_int, default=1, metavar="N", help="processes of the local runner (1)")
     build.add_argument(
-        "--max-shard-bytes", type=positive_int, default=32 * 2**20, metavar="N", help="largest file (32 MiB)"
+        "--word-lists",
+        nargs="+",
+        default=[],
+        metavar="LIST",
+        help="leave out texts with a word of these lists: ldnoobw, cuss (fetched with npm at the first use), or files "
+        "with one word a line",
     )
     build.add_argument(
-        "--max-rejected", type=share, default=0.05, metavar="SHARE", help="share of broken episodes endured (0.05)"
+        "--languages",
+        nargs="+",
+        default=[],
+        metavar="CODE",
+        help="leave out texts of 200 characters or more in another language, such as en fr (needs the extra content)",
     )
-    build.add_argument("--timeout", type=positive_int, metavar="SECONDS", help="give the job up after this time")
-    _keep_unknown_flags(build)
+    build.add_argument(
+        "--classifier",
+        action="append",
+        default=[],
+        metavar="MODULE:FUNCTION",
+        help="leave out episodes for which this function gives a reason; may be given several times. For images: "
+        "beam_jobs.unsafe_images:unsafe_image (needs the extra content-images)",
+    )
+    build.add_argument(
+        "--similarity",
+        type=_similarity,
+        default=0.8,
+        metavar="SHARE",
+        help="texts at least so alike are copies (0.8); 1 leaves out equal ones only",
+    )
+    build.add_argument(
+        "--samples",
+        choices=["masked", "full", "none"],
+        default="masked",
+        help="what the report shows of texts that were left out (masked)",
+    )
+
+
+def _return_filter(text: str) -> ReturnFilter:
+    try:
+        return ReturnFilter.parse(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _filter_for(text: str) -> tuple[str, ReturnFilter]:
+    pattern, equals, rule = text.rpartition("=")
+    if not equals or not pattern:
+        raise argparse.ArgumentTypeError(f"expected TASK=RULE, got {text!r}")
+    return pattern, _return_filter(rule)
+
+
+def _similarity(text: str) -> float:
+    return 1.0 if text in ("1", "1.0") else share(text)
 
 
 def _build_shards(arguments: argparse.Namespace) -> int:
     # Beam is slow to import and says things on the way: only when it is needed.
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    from beam_jobs import mixture
     from beam_jobs.build_shards import build_shards
+    from beam_jobs.content_filter import ContentSettings, Samples
     from beam_jobs.plan import BuildConfig, read_random_returns
-    from episode_store.store import EpisodeStore
+    from beam_jobs.stores import Source, Stores
+    from beam_jobs.word_lists import KNOWN
 
-    store = EpisodeStore.open(arguments.store)
+    sources: tuple[Source, ...]
+    if arguments.mixture:
+        sources = mixture.prepare(mixture.read(Path(arguments.mixture)), progress=_import_bar)
+    else:
+        sources = (Source(name="store", store=_store_place(arguments.store)),)
+    stores = Stores.open(sources)
+    task_ids = tuple(stores.find_tasks(arguments.tasks))
+    for pattern, _ in arguments.filter_for:
+        stores.find_tasks([pattern])
+    lists = [name if name in KNOWN else str(Path(name).resolve()) for name in arguments.word_lists]
     config = BuildConfig(
-        store=store.path.resolve() if isinstance(store.path, Path) else store.path,
+        sources=sources,
         output=output_path(arguments.output),
         text_model=Path(arguments.text_model).resolve() if arguments.text_model else None,
-        task_ids=tuple(sorted(store.find_tasks(arguments.tasks))),
+        task_ids=task_ids,
         seed=arguments.seed,
-        rule=FilterRule(arguments.filter),
+        return_filter=arguments.filter,
+        filters=tuple(arguments.filter_for),
         random_returns=read_random_returns(Path(arguments.scores)) if arguments.scores else {},
         holdout=arguments.holdout,
-        personal_data=PersonalData(arguments.personal_data),
+        content=ContentSettings(
+            personal_data=PersonalData(arguments.personal_data),
+            word_lists=tuple(lists),
+            languages=tuple(sorted(arguments.languages)),
+            classifiers=tuple(arguments.classifier),
+            similarity=arguments.similarity,
+            samples=Samples(arguments.samples),
+        ),
         max_shard_bytes=arguments.max_shard_bytes,
-        max_rejected_share=arguments.max_rejected,
+        max_dead_share=arguments.max_dead_share,
     )
     start = time.monotonic()
     bars: list[Any] = []
@@ -147,6 +243,15 @@ def _build_shards(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _store_place(text: str) -> StorePath:
+    place = locate(text)
+    return place.resolve() if isinstance(place, Path) else place
+
+
+def _import_bar(name: str, items: Iterable[Episode], total: int | None) -> Iterable[Episode]:
+    return progress(items, description=f"importing {name}", total=total, unit="episodes")
+
+
 def _print_summary(manifest: Mapping[str, Any]) -> None:
     shards = manifest["shards"]
     rows = []
@@ -157,7 +262,7 @@ def _print_summary(manifest: Mapping[str, Any]) -> None:
                 task_id,
                 task["episodes_in"],
                 task["episodes_kept"],
-                task["episodes_rejected"],
+                task["episodes_dead"],
                 task["num_timesteps"],
                 task["num_tokens"],
                 task["num_targets"],
@@ -165,20 +270,21 @@ def _print_summary(manifest: Mapping[str, Any]) -> None:
                 sum(shard["bytes"] for shard in files) / 1e6,
             )
         )
-    print_table(rows, ("task", "episodes", "kept", "rejected", "steps", "tokens", "targets", "shards", "MB"))
-    reasons: dict[str, int] = {}
-    for entry in manifest["rejected"]:
-        reasons[entry["reason"]] = reasons.get(entry["reason"], 0) + 1
-    for reason, count in sorted(reasons.items(), key=lambda item: -item[1])[:5]:
-        print(f"rejected {count}: {reason}")
+    print_table(rows, ("task", "episodes", "kept", "dead", "steps", "tokens", "targets", "shards", "MB"))
     for task_id, task in manifest["tasks"].items():
+        for what, count in task["content"].get("rejected", {}).items():
+            print(f"left out of {task_id}: {count} x {what}")
         if task["changes"]:
             changes = ", ".join(f"{count} x {name}" for name, count in task["changes"].items())
             print(f"masked in {task_id}: {changes}")
+    for reason, count in sorted(manifest["dead_letters"]["reasons"].items(), key=lambda item: -item[1])[:5]:
+        print(f"dead {count} x {reason}; see {manifest['dead_letters']['file']}")
 
 
 def _filter_report(arguments: argparse.Namespace) -> int:
+    from beam_jobs import filter_report
     from beam_jobs.commit import DATASET_FILE
+    from episode_store.files import write_bytes
 
     manifest = read_json(output_path(arguments.shards) / DATASET_FILE)
     if manifest is None or "filter_report" not in manifest:
@@ -189,27 +295,17 @@ def _filter_report(arguments: argparse.Namespace) -> int:
     reports = manifest["filter_report"]
     if arguments.tasks:
         reports = _matching(reports, arguments.tasks)
+    reports = [{**report, "content": manifest["tasks"][report["task_id"]]["content"]} for report in reports]
+    if arguments.html:
+        write_bytes(Path(arguments.html), filter_report.page(reports).encode())
     if arguments.json:
         print_json(reports)
         return 0
-    rows = [
-        (
-            report["task_id"],
-            report["rule"],
-            report["num_episodes"],
-            report["num_duplicates"],
-            report["num_kept"],
-            _number(report["random_return"]),
-            _number(report["expert_return"]),
-            _number(report["threshold"]),
-            _number(report["min_return"]),
-            _number(report["max_return"]),
-            _sparkline(report["histogram_dropped"], report["histogram_kept"]),
-        )
-        for report in reports
-    ]
-    header = ("task", "rule", "episodes", "copies", "kept", "random", "expert", "threshold", "min", "max")
-    print_table(rows, (*header, "returns, min to max"))
+    print_table(filter_report.rows(reports), filter_report.HEADER)
+    for line in filter_report.notes(reports):
+        print(line)
+    if arguments.html:
+        print(f"page: {arguments.html}")
     return 0
 
 
@@ -228,18 +324,6 @@ def _matching(reports: Sequence[Mapping[str, Any]], patterns: Sequence[str]) -> 
             near = difflib.get_close_matches(pattern, known, n=3) or known[:8]
             raise UserError(f"--tasks {pattern}: no such task in the shards; did you mean {' or '.join(near)}?")
     return [report for report in reports if any(fnmatch.fnmatchcase(report["task_id"], each) for each in patterns)]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.5g}"
-
-
-def _sparkline(dropped: Sequence[int], kept: Sequence[int]) -> str:
-    """A bar for each bin of the histogram, on a square-root scale so that small ones show."""
-    totals = [a + b for a, b in zip(dropped, kept, strict=True)]
-    top = max(totals, default=0)
-    steps = len(_BAR_BLOCKS) - 1
-    return "".join(_BAR_BLOCKS[-int(-((total / top) ** 0.5) * steps // 1)] for total in totals) if top else ""
 
 
 def _keep_unknown_flags(parser: argparse.ArgumentParser) -> None:

@@ -1,15 +1,17 @@
 """The plan of a job: which episodes go into which shard, as a pure function of the store's metadata and the seed.
 
-    split   = episode_store/splits.py
+    split   = episode_store/splits.py, or what the source says
     shard   = hash(seed, episode id) mod n, with n from the estimated size of the task's split
     order   = by hash(seed, episode id) inside a shard
 
-Nothing here reads an episode. Driver, scanning worker and commit all compute the same plan.
+Nothing here reads an episode; what a look at the texts of a corpus found is in its `Verdict`. Driver, scanning worker
+and commit all compute the same plan.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import hashlib
 import json
 import math
@@ -19,18 +21,20 @@ from typing import Any
 
 import numpy as np
 
-from beam_jobs.content_filter import CONTENT_FILTER_VERSION, PersonalData
+from beam_jobs import inspection
+from beam_jobs.content_filter import ContentSettings
 from beam_jobs.files import AnyPath
-from beam_jobs.return_filter import FilterReport, FilterRule, filter_task, keep_corpus
+from beam_jobs.inspection import Verdict
+from beam_jobs.personal_data import PersonalData
+from beam_jobs.return_filter import FilterReport, FilterRule, ReturnFilter, corpus_report, filter_task
+from beam_jobs.stores import BY_CONTENT, Source, Stores
 from episode_store.errors import UserError
 from episode_store.spec import ArraySpec, Modality
 from episode_store.splits import DEFAULT_HOLDOUT, TRAIN, VALIDATION, split_of
-from episode_store.storage import StorePath
-from episode_store.store import EpisodeStore
 from episode_store.task import TaskSpec, task_file_name
 
 # Raise when the same plan would give other bytes for a reason that no other part of the fingerprint shows.
-BUILDER_VERSION = 1
+BUILDER_VERSION = 2
 
 # (episode id, content hash): all that travels between workers of an episode.
 Reference = tuple[str, str]
@@ -46,49 +50,68 @@ class BuildConfig:
     """Everything that decides the bytes of a set of shards, and where they go.
 
     Attributes:
-      store: folder of the episode store, or its place behind a URL.
+      sources: the episode stores, each with its weight, split and licence.
       output: folder of the shards, or its place in an object store.
       text_model: SentencePiece model; None when no task has text.
       task_ids: tasks to build, sorted.
       seed: decides shard membership and order.
-      rule: of the return filter.
+      return_filter: which episodes of a control task stay.
+      filters: (task id or pattern, another filter) each; the first that matches a task decides.
       random_returns: task id -> mean return of a random policy; the normalized rule needs it for control tasks.
       holdout: share of a corpus that becomes the split "validation", 0 <= holdout < 1.
-      personal_data: what the content filter does to corpora.
+      content: what the content filter does to corpora.
       max_shard_bytes: no file grows beyond this, but for a single sample that is larger.
       max_pack_tokens, max_pack_patch_bytes, max_pack_episodes: a sample is closed when it reaches any of them.
-      max_rejected_share: the job fails when more of the episodes than this cannot be read or tokenized.
+      max_dead_share: the job fails when more of the episodes than this cannot be imported, read or tokenized.
     """
 
-    store: StorePath
+    sources: tuple[Source, ...]
     output: AnyPath
     text_model: AnyPath | None
     task_ids: tuple[str, ...]
     seed: int = 0
-    rule: FilterRule = FilterRule.NORMALIZED
+    return_filter: ReturnFilter = ReturnFilter(rule=FilterRule.NORMALIZED)
+    filters: tuple[tuple[str, ReturnFilter], ...] = ()
     random_returns: Mapping[str, float] = dataclasses.field(default_factory=dict)
     holdout: float = DEFAULT_HOLDOUT
-    personal_data: PersonalData = PersonalData.MASK
+    content: ContentSettings = ContentSettings()
     max_shard_bytes: int = 32 * 2**20
     max_pack_tokens: int = 262_144
     max_pack_patch_bytes: int = 4 * 2**20
     max_pack_episodes: int = 1_024
-    max_rejected_share: float = 0.05
+    max_dead_share: float = 0.05
 
     def settings(self) -> dict[str, Any]:
         """The part that is recorded and hashed, without paths."""
         return {
             "builder_version": BUILDER_VERSION,
-            "content_filter_version": CONTENT_FILTER_VERSION,
             "seed": self.seed,
-            "filter": str(self.rule),
+            "filter": str(self.return_filter),
+            "filters": [[pattern, str(other)] for pattern, other in self.filters],
             "holdout": self.holdout,
-            "personal_data": str(self.personal_data),
+            "content": self.content.facts(),
             "max_shard_bytes": self.max_shard_bytes,
             "max_pack_tokens": self.max_pack_tokens,
             "max_pack_patch_bytes": self.max_pack_patch_bytes,
             "max_pack_episodes": self.max_pack_episodes,
         }
+
+    def shard_settings(self) -> dict[str, Any]:
+        """The part that the bytes of a shard depend on, beside its episodes and the code."""
+        return {
+            "builder_version": BUILDER_VERSION,
+            "seed": self.seed,
+            "masks_personal_data": self.content.personal_data == PersonalData.MASK,
+            "max_shard_bytes": self.max_shard_bytes,
+            "max_pack_tokens": self.max_pack_tokens,
+            "max_pack_patch_bytes": self.max_pack_patch_bytes,
+            "max_pack_episodes": self.max_pack_episodes,
+        }
+
+    def filter_of(self, task_id: str) -> ReturnFilter:
+        """The return filter of one task."""
+        matching = (other for pattern, other in self.filters if fnmatch.fnmatchcase(task_id, pattern))
+        return next(matching, self.return_filter)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,12 +126,23 @@ class ShardPlan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskPlan:
-    """The shards of one task, what the filter left out of them, and where its data come from."""
+    """The shards of one task, what the filters left out of them, and where its data come from.
+
+    Attributes:
+      task_id: the task.
+      report: of the return filter.
+      content: summary of what the content filter found; {} of a control task.
+      shards: in order of name.
+      attributions: whose work it is.
+      statistics: of the episodes that stay: mean, spread and range of returns and lengths.
+    """
 
     task_id: str
     report: FilterReport
+    content: Mapping[str, Any]
     shards: tuple[ShardPlan, ...]
     attributions: tuple[str, ...]
+    statistics: Mapping[str, Any]
 
     @property
     def num_episodes(self) -> int:
@@ -116,36 +150,37 @@ class TaskPlan:
         return sum(len(shard.references) for shard in self.shards)
 
 
-def plan_task(store: EpisodeStore, task_id: str, config: BuildConfig) -> TaskPlan:
+def plan_task(stores: Stores, task_id: str, config: BuildConfig, verdict: Verdict | None = None) -> TaskPlan:
     """Filters the episodes of one task, divides them into splits and shards.
 
+    Args:
+      stores: where its episodes are.
+      task_id: the task.
+      config: of the job.
+      verdict: of the content filter; a corpus needs one.
+
     Raises:
-      UserError: the task has no episodes, its random return is missing, or the filter would drop everything.
+      UserError: the random return is missing, or a filter would drop everything.
     """
-    spec = store.tasks[task_id]
-    table = store.table(task_id)
-    if table.num_rows == 0:
-        raise UserError(f"task {task_id}: expected episodes in the store {config.store}, got none; collect some first")
+    spec = stores.tasks[task_id]
+    table = stores.table(task_id)
     episode_returns = table["episode_return"].to_numpy()
     if spec.is_corpus:
-        kept, report = keep_corpus(task_id, table["content_hash"].to_pylist(), episode_returns)
+        if verdict is None:
+            raise ValueError(f"corpus {task_id} was not inspected")
+        kept, report = _keep_corpus(task_id, table["episode_id"].to_pylist(), episode_returns, verdict)
     else:
         kept, report = filter_task(
             task_id,
             episode_returns,
             table["agent_id"].to_pylist(),
-            rule=config.rule,
+            return_filter=config.filter_of(task_id),
             random_return=config.random_returns.get(task_id),
         )
     rows = table.filter(kept)
     references = list(zip(rows["episode_id"].to_pylist(), rows["content_hash"].to_pylist(), strict=True))
     num_steps = rows["num_steps"].to_numpy()
-    splits = np.array(
-        [
-            split_of(is_corpus=spec.is_corpus, split_group=group, content_hash=content_hash, holdout=config.holdout)
-            for group, (_, content_hash) in zip(rows["split_group"].to_pylist(), references, strict=True)
-        ]
-    )
+    splits = _splits(stores, task_id, rows["split_group"].to_pylist(), references, config.holdout)
     shards: list[ShardPlan] = []
     for split in (TRAIN, VALIDATION):
         members = np.flatnonzero(splits == split)
@@ -153,7 +188,74 @@ def plan_task(store: EpisodeStore, task_id: str, config: BuildConfig) -> TaskPla
         num_shards = max(1, math.ceil(num_bytes / (_TARGET_SHARE_OF_MAX * config.max_shard_bytes)))
         shards += divide(spec.task_id, split, [references[row] for row in members], num_shards, config.seed)
     attributions = sorted(set(rows["attribution"].to_pylist()) - {"", None})
-    return TaskPlan(task_id=task_id, report=report, shards=tuple(shards), attributions=tuple(attributions))
+    return TaskPlan(
+        task_id=task_id,
+        report=report,
+        content=verdict.summary() if verdict else {},
+        shards=tuple(shards),
+        attributions=tuple(attributions),
+        statistics={"episode_return": _summary(episode_returns[kept]), "num_steps": _summary(num_steps)},
+    )
+
+
+def _keep_corpus(
+    task_id: str, episode_ids: list[str], episode_returns: np.ndarray, verdict: Verdict
+) -> tuple[np.ndarray, FilterReport]:
+    dropped = verdict.dropped
+    kept = np.array([episode_id not in dropped for episode_id in episode_ids])
+    num_rejected = len(verdict.rejected)
+    if not kept.any():
+        first = next(iter(verdict.rejected.values()), "all are copies of what other tasks have")
+        raise UserError(
+            f"task {task_id}: the content filter would drop all {len(kept)} episodes ({num_rejected} rejected, the "
+            f"first: {first}); allow more, or leave the task out"
+        )
+    num_duplicates = len(kept) - int(kept.sum()) - num_rejected
+    return kept, corpus_report(task_id, episode_returns, num_duplicates=num_duplicates, num_rejected=num_rejected)
+
+
+def content_fingerprint(stores: Stores, config: BuildConfig) -> str:
+    """Of everything that decides what the content filter and the search for copies find."""
+    corpora = [task_id for task_id in config.task_ids if stores.tasks[task_id].is_corpus]
+    return fingerprint(
+        inspection.code_fingerprint(),
+        config.content.facts(),
+        [[task_id, column_hash(stores.episode_ids(task_id))] for task_id in corpora],
+    )
+
+
+def column_hash(ids: Iterable[Any]) -> str:
+    """32 hex digits of ids in their order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for each in ids:
+        digest.update(str(each).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _splits(
+    stores: Stores, task_id: str, groups: list[str | None], references: list[Reference], holdout: float
+) -> np.ndarray:
+    """The split of each episode."""
+    declared = stores.source(task_id).split
+    if declared != BY_CONTENT:
+        return np.full(len(references), declared)
+    is_corpus = stores.tasks[task_id].is_corpus
+    return np.array(
+        [
+            split_of(is_corpus=is_corpus, split_group=group, content_hash=content_hash, holdout=holdout)
+            for group, (_, content_hash) in zip(groups, references, strict=True)
+        ]
+    )
+
+
+def _summary(values: np.ndarray) -> dict[str, float]:
+    numbers = values.astype(np.float64)
+    return {
+        "mean": float(numbers.mean()),
+        "std": float(numbers.std()),
+        "min": float(numbers.min()),
+        "max": float(numbers.max()),
+    }
 
 
 def divide(task_id: str, split: str, references: Iterable[Reference], num_shards: int, seed: int) -> list[ShardPlan]:

@@ -56,11 +56,11 @@ class _WorkerProcess(SubprocessSdkWorkerHandler):
         if not _waiting:
             super().start_worker()
             return
+        # Without an address for its messages they go where it prints, into the log.
         environment = {
             "CONTROL_API_SERVICE_DESCRIPTOR": text_format.MessageToString(
                 endpoints_pb2.ApiServiceDescriptor(url=self.control_address)
             ),
-            "LOGGING_API_SERVICE_DESCRIPTOR": text_format.MessageToString(self.logging_api_service_descriptor()),
             "PIPELINE_OPTIONS": json_format.MessageToJson(self.provision_info.provision_info.pipeline_options),
             "WORKER_ID": self.worker_id,
         }
@@ -286,7 +286,8 @@ def _check_known(flags: Sequence[str]) -> None:
 # Flags of the verb, for suggestions.
 OWN_FLAGS = (
     "store", "output", "text-model", "tasks", "seed", "filter", "scores", "holdout", "workers", "timeout", "json",
-    "personal-data", "max-shard-bytes", "max-rejected",
+    "personal-data", "max-shard-bytes", "max-dead-share", "mixture", "filter-for", "word-lists", "languages",
+    "classifier", "similarity", "samples",
 )  # fmt: skip
 
 

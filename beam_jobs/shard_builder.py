@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import tokenization
-from beam_jobs.content_filter import personal_data_filter
 from beam_jobs.files import AnyPath, file_facts, new_file, read_json, sync_folder, write_json
+from beam_jobs.inspection import POISON
+from beam_jobs.personal_data import PersonalData, mask_episode
 from beam_jobs.plan import BuildConfig, ShardPlan, fingerprint
+from beam_jobs.stores import Stores
 from beam_jobs.write_shards import TarShard, sample_size
-from episode_store.errors import RemoteError, UserError
-from episode_store.store import EpisodeStore
+from episode_store.errors import RemoteError
 from tokenization.episode_tokenizer import EpisodeTokenizer
 from tokenization.shard_format import encode_pack
 from tokenization.text import TextTokenizer
@@ -24,9 +25,6 @@ from tokenization.token_sequence import TokenSequence
 
 RECORDS_FOLDER = ".records"
 TEXT_MODEL_FILE = "text.model"
-
-# What a broken or unusual episode raises when it is read or tokenized. Anything else is a defect and stops the job.
-POISON = (UserError, ValueError, LookupError, ArithmeticError)
 
 # Files of `tokenization` that no shard depends on.
 _NOT_IN_SHARDS = {"__init__.py", "__main__.py", "cli.py", "testing.py"}
@@ -45,9 +43,10 @@ class _Tally:
 class ShardBuilder:
     """Builds shards of one job in one process; loads models once."""
 
-    def __init__(self, config: BuildConfig, store: EpisodeStore) -> None:
+    def __init__(self, config: BuildConfig, stores: Stores) -> None:
         self.config = config
-        self.store = store
+        self.stores = stores
+        self._settings = config.shard_settings()
         model = config.text_model
         self._text = TextTokenizer(model.read_bytes(), where=str(model)) if model else None
         self._tokenizers: dict[str, EpisodeTokenizer] = {}
@@ -60,10 +59,10 @@ class ShardBuilder:
     def fingerprint(self, plan: ShardPlan) -> str:
         """Changes when the shard's bytes would."""
         return fingerprint(
-            self.config.settings(),
+            self._settings,
             code_fingerprint(),
             self.text_model_sha256,
-            self.store.tasks[plan.task_id].to_json(),
+            self.stores.tasks[plan.task_id].to_json(),
             plan.name,
             plan.references,
         )
@@ -80,7 +79,7 @@ class ShardBuilder:
         if record and record.get("fingerprint") == shard_fingerprint and _files_are_there(self.config.output, record):
             return record
         record = self._write(plan, shard_fingerprint)
-        self.store.unmap()
+        self.stores.of(plan.task_id).unmap()
         # The record comes after the files it vouches for.
         sync_folder(self.config.output)
         write_json(record_path, record)
@@ -134,33 +133,29 @@ class ShardBuilder:
     def _sequences(
         self, plan: ShardPlan, rejected: list[dict[str, str]], changes: Counter[str]
     ) -> Iterator[TokenSequence]:
-        """Reads and tokenizes; appends what fails to `rejected` and counts what the content filter changed."""
-        is_corpus = self.store.tasks[plan.task_id].is_corpus
+        """Reads, masks and tokenizes; appends what fails to `rejected` and counts what was masked."""
+        is_masked = self.stores.tasks[plan.task_id].is_corpus and self.config.content.personal_data == PersonalData.MASK
+        store = self.stores.of(plan.task_id)
         tokenizer = self.tokenizer(plan.task_id)
         for episode_id, content_hash in plan.references:
             try:
-                episode = self.store.read(episode_id)
-                if is_corpus:
-                    verdict = personal_data_filter(episode, self.config.personal_data)
-                    if verdict.episode is None:
-                        rejected.append(_rejection(plan, episode_id, "content", verdict.reason))
-                        continue
-                    changes.update(verdict.changes)
-                    episode = verdict.episode
-                # Id and hash are the store's, also where the content filter changed a text.
+                episode = store.read(episode_id)
+                if is_masked:
+                    episode, found = mask_episode(episode)
+                    changes.update(found)
+                # Id and hash are the store's, also where a text was masked.
                 yield tokenizer.encode(episode, episode_id=episode_id, content_hash=content_hash)
             except RemoteError:
                 raise  # nothing is wrong with the episode: the engine tries again
             except POISON as error:
                 # Where the store lies is no fact of the shards.
-                reason = str(error).replace(f"{self.store.path}/", "")
-                rejected.append(_rejection(plan, episode_id, "unreadable", f"{type(error).__name__}: {reason}"))
-                continue
+                reason = str(error).replace(f"{store.path}/", "")
+                rejected.append(_rejection(plan, episode_id, f"{type(error).__name__}: {reason}"))
 
     def tokenizer(self, task_id: str) -> EpisodeTokenizer:
         """Of one task. Raises UserError when its fields cannot be tokenized, or it has text and there is no model."""
         if task_id not in self._tokenizers:
-            self._tokenizers[task_id] = EpisodeTokenizer(self.store.tasks[task_id], self._text)
+            self._tokenizers[task_id] = EpisodeTokenizer(self.stores.tasks[task_id], self._text)
         return self._tokenizers[task_id]
 
 
@@ -183,9 +178,13 @@ def packs_of(sequences: Iterator[TokenSequence], config: BuildConfig) -> Iterato
         yield pack
 
 
-def _rejection(plan: ShardPlan, episode_id: str, kind: str, reason: str) -> dict[str, str]:
-    reason = " ".join(reason.split())
-    return {"episode_id": episode_id, "task_id": plan.task_id, "kind": kind, "reason": reason[:500]}
+def _rejection(plan: ShardPlan, episode_id: str, reason: str) -> dict[str, str]:
+    return {
+        "task_id": plan.task_id,
+        "episode_id": episode_id,
+        "stage": "build",
+        "reason": " ".join(reason.split())[:500],
+    }
 
 
 def _files_are_there(output: AnyPath, record: Mapping[str, Any]) -> bool:
@@ -202,7 +201,7 @@ def code_fingerprint() -> str:
     """Of the source that turns episodes into bytes: shards are rebuilt when it changes."""
     here = Path(__file__).parent
     paths = [path for path in Path(tokenization.__path__[0]).glob("*.py") if path.name not in _NOT_IN_SHARDS]
-    paths += [here / "content_filter.py", here / "shard_builder.py", here / "write_shards.py"]
+    paths += [here / "personal_data.py", here / "shard_builder.py", here / "write_shards.py"]
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(paths):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")

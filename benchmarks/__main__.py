@@ -10,16 +10,9 @@ from benchmarks.measure import RESULTS, append
 
 # How the measures' ids begin; each is a module with a generator `measures`, with '_' in place of '.'.
 SUBJECTS = (
-    "tokenize",
-    "shards",
-    "beam",
-    "beam.flink",
-    "beam.million",
-    "store.million",
-    "store.view",
-    "train",
-    "act",
-    "gpu",
+    *("tokenize", "content", "shards.tokens", "shards.patches", "beam", "beam.flink", "beam.million"),
+    *("store.million", "store.view", "store.image", "store.state", "store.checksum", "store.memory"),
+    *("train", "act", "gpu"),
 )
 
 

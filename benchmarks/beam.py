@@ -3,7 +3,7 @@
 `benchmarks/synthetic_store.py` makes the episodes, `benchmarks/beam_run.py` runs the job: it reads, filters, tokenizes,
 writes and hashes shards. Every way gives the same manifest, which is compared. GENERALIST_BENCH_GB (1) is the size of
 the smallest store in GB of raw episodes; `beam.growth` takes one, four and sixteen times as much, `beam.memory` one and
-four.
+four. GENERALIST_BENCH_STORES is a folder where the stores are kept and found again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _digests: dict[Path, str] = {}
 
 def measures() -> Iterator[Limit]:
     """`beam.local` and `beam.two_workers` (ratios), `beam.memory` (MB), `beam.growth` (ratio)."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = os.environ.get("GENERALIST_BENCH_STORES", temporary)
         stores = {times: Path(folder) / f"store-{times}" for times in (1, 4, 16)}
 
         def store(times: int) -> Path:
@@ -41,6 +42,7 @@ def measures() -> Iterator[Limit]:
             ours=lambda: _ratio("cpu_seconds", ("beam", store(1)), ("loop", store(1))),
             peer=lambda: _ratio("cpu_seconds", ("beam", store(4)), ("loop", store(4))),
             peer_name="the same at 4 GB",
+            warm_up=False,
         )
         yield Limit(
             name="beam.two_workers",
@@ -49,6 +51,7 @@ def measures() -> Iterator[Limit]:
             ours=lambda: _ratio("seconds", ("beam2", store(4)), ("pool", store(4))),
             peer=lambda: _ratio("cpu_seconds", ("beam2", store(4)), ("pool", store(4))),
             peer_name="the same of CPU, all processes",
+            warm_up=False,
         )
         yield Limit(
             name="beam.memory",
@@ -57,6 +60,7 @@ def measures() -> Iterator[Limit]:
             ours=lambda: run("beam2", store(4))["worker_mb"],
             peer=lambda: run("beam2", store(1))["worker_mb"],
             peer_name="the same at 1 GB",
+            warm_up=False,
         )
         once = functools.cache(lambda times: run("beam", store(times))["cpu_seconds"] / times)
         yield Limit(
@@ -66,6 +70,7 @@ def measures() -> Iterator[Limit]:
             ours=lambda: once(16) / once(1),
             peer=lambda: once(4) / once(1),
             peer_name="4 GB / 1 GB",
+            warm_up=False,
         )
 
 

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from beam_jobs import commit
-from beam_jobs.build_shards import build_locally, build_shards, plan_tasks
-from beam_jobs.plan import BuildConfig, ShardPlan
-from beam_jobs.return_filter import FilterRule
+from beam_jobs.build_shards import build_locally, build_shards
+from beam_jobs.plan import BuildConfig, ShardPlan, plan_task
+from beam_jobs.return_filter import FilterRule, ReturnFilter
 from beam_jobs.shard_builder import RECORDS_FOLDER, ShardBuilder
+from beam_jobs.stores import Source, Stores
 from benchmarks.synthetic_store import TASK_IDS
-from episode_store.store import EpisodeStore
 
 _builder: ShardBuilder
 
@@ -33,7 +33,11 @@ def main() -> None:
     how, store = sys.argv[1], Path(sys.argv[2])
     with tempfile.TemporaryDirectory(dir=store.parent) as folder:
         config = BuildConfig(
-            store=store, output=Path(folder) / "shards", text_model=None, task_ids=TASK_IDS, rule=FilterRule.NONE
+            sources=(Source(name="store", store=store),),
+            output=Path(folder) / "shards",
+            text_model=None,
+            task_ids=TASK_IDS,
+            return_filter=ReturnFilter(rule=FilterRule.NONE),
         )
         began, cpu = time.perf_counter(), _cpu()
         manifest = _run(how, config)
@@ -55,8 +59,8 @@ def _run(how: str, config: BuildConfig) -> dict[str, Any]:
 def _pool(config: BuildConfig) -> dict[str, Any]:
     """Two processes that take one shard after the other."""
     (config.output / RECORDS_FOLDER).mkdir(parents=True)
-    builder = ShardBuilder(config, EpisodeStore.open(config.store))
-    plans = plan_tasks(builder)
+    builder = ShardBuilder(config, Stores.open(config.sources))
+    plans = [plan_task(builder.stores, task_id, config) for task_id in config.task_ids]
     with multiprocessing.get_context("fork").Pool(2, _start, (config,)) as pool:
         records = pool.map(_build, [shard for plan in plans for shard in plan.shards], chunksize=1)
         pool.close()
@@ -66,7 +70,7 @@ def _pool(config: BuildConfig) -> dict[str, Any]:
 
 def _start(config: BuildConfig) -> None:
     global _builder
-    _builder = ShardBuilder(config, EpisodeStore.open(config.store))
+    _builder = ShardBuilder(config, Stores.open(config.sources))
 
 
 def _build(shard: ShardPlan) -> dict[str, Any]:

@@ -37,12 +37,12 @@ class Measure:
         ratios = [theirs / mine for mine, theirs in pairs]
         return {
             "name": self.name,
-            "value": _rounded(self.amount / statistics.median(ours)),
+            "value": rounded(self.amount / statistics.median(ours)),
             "unit": self.unit,
             "peer": self.peer_name,
-            "peer_value": _rounded(self.amount / statistics.median(peer)),
-            "ratio": _rounded(statistics.median(ratios)),
-            "spread": [_rounded(min(ratios)), _rounded(max(ratios))],
+            "peer_value": rounded(self.amount / statistics.median(peer)),
+            "ratio": rounded(statistics.median(ratios)),
+            "spread": [rounded(min(ratios)), rounded(max(ratios))],
             "machine": machine(),
             "commit": commit(),
         }
@@ -61,21 +61,23 @@ class Limit:
     ours: Callable[[], float]
     peer: Callable[[], float]
     peer_name: str
+    warm_up: bool = True
 
     def run(self, rounds: int) -> dict[str, object]:
         """A line of `results.jsonl`: `value` is the median, `spread` the range, `ratio` the peer's to ours."""
-        self.ours(), self.peer()  # warms up
+        if self.warm_up:
+            self.ours(), self.peer()
         ours, peer = zip(*((self.ours(), self.peer()) for _ in range(rounds)), strict=True)
         value, peer_value = statistics.median(ours), statistics.median(peer)
         return {
             "name": self.name,
-            "value": _rounded(value),
+            "value": rounded(value),
             "unit": self.unit,
             "goal": self.goal,
             "peer": self.peer_name,
-            "peer_value": _rounded(peer_value),
-            "ratio": _rounded(peer_value / value),
-            "spread": [_rounded(min(ours)), _rounded(max(ours))],
+            "peer_value": rounded(peer_value),
+            "ratio": rounded(peer_value / value),
+            "spread": [rounded(min(ours)), rounded(max(ours))],
             "machine": machine(),
             "commit": commit(),
         }
@@ -102,7 +104,7 @@ class Race:
         for _ in range(rounds):
             for name, runner in runners.items():
                 seconds[name].append(max(runner(), 1e-9))
-        rates = {name: _rounded(self.amount / statistics.median(times)) for name, times in seconds.items()}
+        rates = {name: rounded(self.amount / statistics.median(times)) for name, times in seconds.items()}
         best = max(self.peers, key=rates.__getitem__)
         ratios = [theirs / mine for mine, theirs in zip(seconds["ours"], seconds[best], strict=True)]
         return {
@@ -112,8 +114,8 @@ class Race:
             "goal": self.goal,
             "peer": best,
             "peer_value": rates[best],
-            "ratio": _rounded(statistics.median(ratios)),
-            "spread": [_rounded(min(ratios)), _rounded(max(ratios))],
+            "ratio": rounded(statistics.median(ratios)),
+            "spread": [rounded(min(ratios)), rounded(max(ratios))],
             "peers": rates,
             "not_measured": list(self.not_measured),
             "machine": machine(),
@@ -185,5 +187,5 @@ def _calls(function: Callable[[], object]) -> int:
     return max(1, round(_SHORTEST_SECONDS / _seconds(function, 1)))
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
     return float(f"{value:.4g}")

@@ -41,31 +41,26 @@ _READER = Path(__file__).with_name("peer_readers.py")
 Shard = tuple[Path, int]  # a tar and its number of samples
 
 _LENGTH = 1_024
-_NUM_TOKENS_SEQUENCES = 16_384
-_NUM_IMAGE_EPISODES, _IMAGE_STEPS, _SIDE = 26, 512, 96
+_IMAGE_STEPS, _SIDE = 512, 96
 _STEP_PATCHES = (_SIDE // 16) ** 2
 _MOST_PATCHES = _LENGTH  # of one sequence
 
 
-def measures() -> Iterator[Race]:
-    """`shards.tokens`, `shards.patches` (our reader), and the same with `.stock` (stock webdataset on our shards)."""
-    kinds: list[tuple[str, Callable[[int], TokenSequence], int, float, float]] = [
-        ("shards.tokens", numbers_episode, _NUM_TOKENS_SEQUENCES, 400_000, 150_000),
-        ("shards.patches", image_episode, _NUM_IMAGE_EPISODES, 10_000, 10_000),
-    ]
-    for name, episode, num_episodes, goal, stock_goal in kinds:
-        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-            path = Path(folder)
-            episodes = [episode(seed) for seed in range(num_episodes)]
-            shards, number = write_shards(path, episodes), _write_raw(path, episodes)
-            for reader in (our_sequences, stock_sequences):
-                assert checksum(reader(shards), 3) == checksum(Source(path), 3)
-            mine = functools.partial(cpu_seconds, lambda shards=shards: count(our_sequences(shards)))
-            stock = functools.partial(cpu_seconds, lambda shards=shards: count(stock_sequences(shards)))
-            peers, missing = _peers(path, stack, with_patches=name == "shards.patches")
-            race = functools.partial(Race, unit="sequences/s", amount=number, not_measured=missing)
-            yield race(name=name, goal=goal, ours=mine, peers={"stock webdataset, our shards": stock, **peers})
-            yield race(name=f"{name}.stock", goal=stock_goal, ours=stock, peers={"our reader": mine, **peers})
+def races(
+    name: str, episodes: list[TokenSequence], *, goal: float, stock_goal: float, with_patches: bool
+) -> Iterator[Race]:
+    """`name` (our reader) and `name.stock` (stock webdataset on our shards), each beside all others."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        path = Path(folder)
+        shards, number = write_shards(path, episodes), _write_raw(path, episodes)
+        for reader in (our_sequences, stock_sequences):
+            assert checksum(reader(shards), 3) == checksum(Source(path), 3)
+        mine = functools.partial(cpu_seconds, lambda: count(our_sequences(shards)))
+        stock = functools.partial(cpu_seconds, lambda: count(stock_sequences(shards)))
+        peers, missing = _peers(path, stack, with_patches=with_patches)
+        race = functools.partial(Race, unit="sequences/s", amount=number, not_measured=missing)
+        yield race(name=name, goal=goal, ours=mine, peers={"stock webdataset, our shards": stock, **peers})
+        yield race(name=f"{name}.stock", goal=stock_goal, ours=stock, peers={"our reader": mine, **peers})
 
 
 def our_sequences(shards: list[Shard]) -> Iterator[Sequence]:
@@ -111,7 +106,7 @@ def _cut(
 
 def write_shards(folder: Path, episodes: list[TokenSequence]) -> list[Shard]:
     """As `build-shards` packs them, in files of about 32 MB."""
-    config = BuildConfig(store=folder, output=folder, text_model=None, task_ids=())
+    config = BuildConfig(sources=(), output=folder, text_model=None, task_ids=())
     shards: list[Shard] = []
     packs = packs_of(iter(episodes), config)
     pack = next(packs, None)

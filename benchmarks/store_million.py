@@ -148,7 +148,7 @@ def _write_segment(
         data.write(DATA_HEADER)
         for row in range(0, rows, _REAL):
             task = tasks[(first + row) % 20]
-            record = encoder.encode(_episode(task), task, columns["content_hash"][row], ids[row])
+            record = b"".join(encoder.encode(_episode(task), task, columns["content_hash"][row], ids[row]))
             columns["record_bytes"][row] = len(record)
             data.seek(int(columns["offset"][row]))
             data.write(record)

@@ -24,6 +24,7 @@ from episode_store.storage import StorePath
 _SUFFIX_BYTES = 10 + 8 + 3
 # A journal line or a task file larger than this is refused before it is parsed.
 MAX_LINE_BYTES = 1 << 26
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def encode_line(content: Mapping[str, Any]) -> bytes:
@@ -34,7 +35,7 @@ def encode_line(content: Mapping[str, Any]) -> bytes:
     """
     if not content:
         raise ValueError("a checked JSON object needs at least one member")
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = _ENCODER.encode(content)
     prefix = text[:-1].encode("utf-8") + b","
     return prefix + b'"crc32c":"%08x"}\n' % google_crc32c.value(prefix)
 

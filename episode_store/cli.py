@@ -184,6 +184,7 @@ def episode_summary(store: EpisodeStore, episode_id: str) -> dict[str, Any]:
         "truncated": episode.truncated,
         "metadata": episode.metadata.to_json(),
         "provenance": provenance.provenance(episode.metadata, store.tasks[episode.task_id]),
+        "lossy_columns": store.lossy_columns(episode_id),
         "columns": {path: _values_summary(values) for path, values in _columns(episode).items()},
     }
 
@@ -212,6 +213,8 @@ def _print_episode(result: dict[str, Any]) -> None:
         print(f"{name}: {result[name]}")
     for name, text in provenance.lines(result["provenance"]):
         print(f"{name}: {layout.shorten(text, 200)}")
+    for path, quality in result["lossy_columns"].items():
+        print(f"{path}: lossy WebP of quality {quality}, as its writer was asked")
     for path, column in result["columns"].items():
         facts = "  ".join(f"{name} {column[name]!r}" for name in ("min", "max", "first") if name in column)
         print(f"{path}: {column['dtype']} {tuple(column['shape'])}  {facts}")

@@ -1,6 +1,6 @@
-"""How one column's rows become stored bytes: blocks of rows, each decodable alone. Always lossless.
+"""How one column's rows become stored bytes: blocks of rows, each decodable alone. Lossless unless asked otherwise.
 
-Numbers are RAW. Images are coded in blocks of 16 frames by the codec that a short trial on the data finds smallest.
+Numbers are RAW. Images are coded in blocks of 32 frames by the codec that a short trial on the data finds best.
 Text is UTF-8, compressed where that pays.
 """
 
@@ -10,22 +10,28 @@ import enum
 import itertools
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+import xxhash
 import zstandard
 
+from episode_store import image_codecs, webp
 from episode_store.errors import CorruptionError
 
-RAW_BLOCK_BYTES = 16_384
-IMAGE_BLOCK_ROWS = 16
+RAW_BLOCK_BYTES = 8_192
+IMAGE_BLOCK_ROWS = 32
 TEXT_BLOCK_ROWS = 256
 MAX_BLOCK_BYTES = 1 << 30
 # An image block is cut to fewer frames rather than grow beyond this.
 _IMAGE_BLOCK_BYTES = 1 << 25
-# Compression must save this part of the bytes, else the reader is spared the work.
-_WORTHWHILE = 0.95
 _TRIAL_EVERY_BLOCKS = 256
+# Frames that are enough to see what a codec without memory of other frames makes of them.
+_TRIAL_FRAMES = 2
+
+# The checksum of a block: XXH3 with 64 bits.
+checksum: Callable[[Any], int] = xxhash.xxh3_64_intdigest
 
 
 class Codec(enum.IntEnum):
@@ -33,16 +39,39 @@ class Codec(enum.IntEnum):
 
     RAW = 0  # the rows' bytes, little-endian, C order
     ZSTD = 1  # one zstd frame of the rows' bytes
-    TEMPORAL_DIFFERENCE_ZSTD = 2  # uint8: the block's first row whole, then each row minus the row before (mod 256)
+    TEMPORAL_DIFFERENCE_ZSTD = 2  # one zstd frame of `image_codecs.temporal_difference`
     TEXT = 3  # uint32 byte length of each row, then the UTF-8 bytes
     TEXT_ZSTD = 4  # one zstd frame of the same
+    CHANGED_UNITS_ZSTD = 5  # one zstd frame of `image_codecs.changed_units`
+    SPATIAL_DIFFERENCE_ZSTD = 6  # one zstd frame of `image_codecs.spatial_difference`
+    WEBP = 7  # uint32 byte length of each frame, then the WebP files
 
 
 TEXT_CODECS = frozenset({Codec.TEXT, Codec.TEXT_ZSTD})
+IMAGE_CODECS = frozenset(
+    {Codec.TEMPORAL_DIFFERENCE_ZSTD, Codec.CHANGED_UNITS_ZSTD, Codec.SPATIAL_DIFFERENCE_ZSTD, Codec.WEBP}
+)
+# Of those, the best is chosen by what a reader pays: nanoseconds to fetch a stored byte (from a disk or a network of
+# 50 MB/s), and to decode a byte of image (docs/store.md#codecs has the measurements).
+_FETCH_NANOSECONDS = 20.0
+_DECODE_NANOSECONDS = {
+    Codec.RAW: 0.05,
+    Codec.CHANGED_UNITS_ZSTD: 0.1,
+    Codec.ZSTD: 0.2,
+    Codec.TEMPORAL_DIFFERENCE_ZSTD: 0.25,
+    Codec.SPATIAL_DIFFERENCE_ZSTD: 2.0,
+}
+# What is left after a difference is noise, where a search for repetitions costs much and finds little.
+_ZSTD_LEVELS = {
+    Codec.CHANGED_UNITS_ZSTD: 3,
+    Codec.ZSTD: 3,
+    Codec.TEMPORAL_DIFFERENCE_ZSTD: 1,
+    Codec.SPATIAL_DIFFERENCE_ZSTD: 1,
+}
 
 
 def raw_block_rows(row_bytes: int) -> int:
-    """Rows in a RAW block: about 16 KiB, what one checksum covers."""
+    """Rows in a RAW block: about 8 KiB, what one checksum covers."""
     return max(1, RAW_BLOCK_BYTES // max(1, row_bytes))
 
 
@@ -52,12 +81,15 @@ def image_block_rows(row_bytes: int) -> int:
 
 
 class ImageEncoder:
-    """Encodes blocks of one image column, trying the codecs on the first block and now and then again."""
+    """Encodes blocks of one image column, trying the codecs on a block of the first episode and now and then again."""
 
     def __init__(self) -> None:
-        # One context is reused: making one costs more than a small block.
-        self._zstd = zstandard.ZstdCompressor(level=1, write_content_size=True)
-        self._codec = Codec.TEMPORAL_DIFFERENCE_ZSTD
+        # Contexts are reused: making one costs more than a small block.
+        self._zstd = {
+            level: zstandard.ZstdCompressor(level=level, write_content_size=True)
+            for level in set(_ZSTD_LEVELS.values())
+        }
+        self._codec = Codec.CHANGED_UNITS_ZSTD
         self._blocks_until_trial = 0
 
     def encode(self, blocks: Sequence[np.ndarray]) -> tuple[Codec, list[bytes]]:
@@ -70,26 +102,36 @@ class ImageEncoder:
           The codec and each block's stored bytes.
         """
         if self._blocks_until_trial <= 0:
-            self._codec = self._trial(blocks[0])
+            # From the middle: episodes often begin with a screen that stands still.
+            self._codec = self._trial(blocks[(len(blocks) - 1) // 2])
             self._blocks_until_trial = _TRIAL_EVERY_BLOCKS
         self._blocks_until_trial -= len(blocks)
         return self._codec, [self._encode(self._codec, block) for block in blocks]
 
     def _trial(self, block: np.ndarray) -> Codec:
-        difference = len(self._encode(Codec.TEMPORAL_DIFFERENCE_ZSTD, block))
-        plain = len(self._encode(Codec.ZSTD, block))
-        best, size = (Codec.ZSTD, plain) if plain < difference else (Codec.TEMPORAL_DIFFERENCE_ZSTD, difference)
-        return best if size < _WORTHWHILE * block.nbytes else Codec.RAW
+        few = block[:: -(-len(block) // _TRIAL_FRAMES)]
+        sizes: dict[Codec, float] = {Codec.RAW: block.nbytes}
+        for codec in _ZSTD_LEVELS:
+            sample = np.ascontiguousarray(few) if codec == Codec.SPATIAL_DIFFERENCE_ZSTD else block
+            sizes[codec] = len(self._encode(codec, sample)) * (len(block) / len(sample))
+        return min(
+            sizes,
+            key=lambda codec: sizes[codec] * _FETCH_NANOSECONDS + block.nbytes * _DECODE_NANOSECONDS[codec],
+        )
 
     def _encode(self, codec: Codec, block: np.ndarray) -> bytes:
         if codec == Codec.RAW:
             return block.tobytes()
-        if codec == Codec.TEMPORAL_DIFFERENCE_ZSTD:
-            difference = np.empty_like(block)
-            difference[0] = block[0]
-            np.subtract(block[1:], block[:-1], out=difference[1:])
-            block = difference
-        return self._zstd.compress(block.data)
+        packed: bytes | memoryview
+        if codec == Codec.CHANGED_UNITS_ZSTD:
+            packed = image_codecs.changed_units(block)
+        elif codec == Codec.TEMPORAL_DIFFERENCE_ZSTD:
+            packed = image_codecs.temporal_difference(block).data
+        elif codec == Codec.SPATIAL_DIFFERENCE_ZSTD:
+            packed = image_codecs.spatial_difference(block).data
+        else:
+            packed = block.data
+        return self._zstd[_ZSTD_LEVELS[codec]].compress(packed)
 
 
 def encode_texts(texts: Sequence[str]) -> bytes:
@@ -121,37 +163,67 @@ class BlockDecoder:
         self._contexts = threading.local()
 
     def decode_rows(self, codec: Codec, stored: np.ndarray, out: np.ndarray, skip: int, block_rows: int) -> None:
-        """Decodes rows [skip, skip + len(out)) of a block into `out`.
+        """Decodes rows [skip, skip + len(out)) of a block into `out`, unpacking no more than they need.
 
         Args:
-          codec: RAW, ZSTD or TEMPORAL_DIFFERENCE_ZSTD.
+          codec: RAW, ZSTD, or one of `IMAGE_CODECS`.
           stored: uint8 [n], the block's bytes.
-          out: [rows, ...], contiguous.
+          out: [rows, ...], contiguous; for `IMAGE_CODECS` uint8 [rows, height, width, channels].
           skip: rows of the block before the first wanted one.
           block_rows: all rows of the block.
+
+        Raises:
+          CorruptionError: the bytes are not what the codec makes.
         """
-        expected = block_rows * (out.nbytes // len(out))
-        if codec == Codec.RAW:
-            if len(stored) != expected:
-                raise CorruptionError(f"a block of {len(stored)} bytes, expected {expected}")
-            rows = np.ndarray((block_rows, *out.shape[1:]), out.dtype, stored)
-            out[:] = rows[skip : skip + len(out)]
-            return
-        # Stops at the last row wanted.
+        row_bytes = out.nbytes // len(out)
         wanted = skip + len(out)
-        unpacked = self._decompress(stored.data, expected, wanted * (expected // block_rows))
-        rows = np.frombuffer(unpacked, out.dtype).reshape(wanted, *out.shape[1:])
-        if codec == Codec.ZSTD:
-            out[:] = rows[skip:]
-        elif codec == Codec.TEMPORAL_DIFFERENCE_ZSTD:
-            if skip:
-                np.sum(rows[: skip + 1], axis=0, dtype=out.dtype, out=out[0])
+        if codec == Codec.RAW:
+            if len(stored) != block_rows * row_bytes:
+                raise CorruptionError(f"a block of {len(stored)} bytes, expected {block_rows * row_bytes}")
+            rows = np.ndarray((block_rows, *out.shape[1:]), out.dtype, stored)
+            out[:] = rows[skip:wanted]
+        elif codec == Codec.CHANGED_UNITS_ZSTD:
+            packed = self._unpack_changed_units(stored.data, block_rows, wanted, row_bytes)
+            image_codecs.restore_changed_units(packed, out, skip, block_rows)
+        elif codec == Codec.WEBP:
+            webp.decode_frames(stored, out, skip, block_rows)
+        elif codec in (Codec.ZSTD, Codec.TEMPORAL_DIFFERENCE_ZSTD, Codec.SPATIAL_DIFFERENCE_ZSTD):
+            unpacked = self._decompress(stored.data, block_rows * row_bytes, wanted * row_bytes)
+            rows = np.frombuffer(unpacked, out.dtype)
+            if codec == Codec.SPATIAL_DIFFERENCE_ZSTD:
+                height, width, channels = out.shape[1:]
+                image_codecs.restore_spatial_difference(rows.reshape(wanted, channels, height, width)[skip:], out)
+            elif codec == Codec.TEMPORAL_DIFFERENCE_ZSTD:
+                image_codecs.restore_temporal_difference(rows.reshape(wanted, *out.shape[1:]), out, skip)
             else:
-                out[0] = rows[0]
-            for row in range(1, len(out)):
-                np.add(out[row - 1], rows[skip + row], out=out[row])
+                out[:] = rows.reshape(wanted, *out.shape[1:])[skip:]
         else:
             raise CorruptionError(f"codec {int(codec)} does not hold rows of numbers")
+
+    def _unpack_changed_units(self, stored: memoryview, block_rows: int, wanted: int, row_bytes: int) -> np.ndarray:
+        """What `image_codecs.changed_units` made, up to the last frame wanted where that saves much."""
+        try:
+            size = zstandard.frame_content_size(stored)
+            most = image_codecs.most_changed_units_bytes(block_rows, row_bytes)
+            if not 0 < size <= most:
+                raise CorruptionError(f"a block unpacks to {size} bytes, expected at most {most}")
+            few_changes = size <= 2 * row_bytes + 4 * block_rows + image_codecs.unit_bytes(row_bytes)
+            if wanted == block_rows or few_changes:
+                packed = np.frombuffer(self._context().decompress(stored, max_output_size=size), np.uint8)
+                counts = packed[: 4 * (block_rows - 1)].view("<u4")
+                needed = len(packed)
+            else:
+                with self._context().stream_reader(stored, read_size=len(stored)) as reader:
+                    head = reader.read(4 * (block_rows - 1))
+                    counts = np.frombuffer(head, "<u4")
+                    later = counts[wanted - 1 :].sum(dtype=np.uint64)
+                    needed = size - int(later) * image_codecs.unit_bytes(row_bytes)
+                    packed = np.frombuffer(head + reader.read(max(0, needed - len(head))), np.uint8)
+        except (zstandard.ZstdError, ValueError) as error:
+            raise CorruptionError(f"a block cannot be unpacked: {error}") from None
+        if image_codecs.changed_units_bytes(counts, row_bytes) != size or len(packed) != needed:
+            raise CorruptionError(f"a block unpacks to {size} bytes, which its parts do not make")
+        return packed
 
     def decode_texts(self, codec: Codec, stored: np.ndarray, rows: int) -> list[str]:
         """All texts of a TEXT or TEXT_ZSTD block."""
@@ -173,15 +245,20 @@ class BlockDecoder:
         except UnicodeDecodeError as error:
             raise CorruptionError(f"a text is not UTF-8: {error.reason}") from None
 
+    def _context(self) -> zstandard.ZstdDecompressor:
+        """This thread's own."""
+        context: zstandard.ZstdDecompressor | None = getattr(self._contexts, "zstd", None)
+        if context is None:
+            context = self._contexts.zstd = zstandard.ZstdDecompressor()
+        return context
+
     def _decompress(self, stored: memoryview | bytes, expected: int | None, wanted: int | None = None) -> bytes:
         """The first `wanted` bytes (all by default) of a frame that unpacks to `expected` bytes (any by default)."""
         try:
             size = zstandard.frame_content_size(stored)
             if size < 0 or size > MAX_BLOCK_BYTES or (expected is not None and size != expected):
                 raise CorruptionError(f"a block unpacks to {size} bytes, expected {expected}")
-            context = getattr(self._contexts, "zstd", None)
-            if context is None:
-                context = self._contexts.zstd = zstandard.ZstdDecompressor()
+            context = self._context()
             if wanted is None or wanted == size:
                 return context.decompress(stored, max_output_size=size)
             with context.stream_reader(stored, read_size=len(stored)) as reader:

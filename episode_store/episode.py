@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from episode_store.errors import EpisodeError
 from episode_store.spec import STORED_DTYPES, FieldValues
@@ -58,12 +59,21 @@ class EpisodeMetadata:
         result["environment_config"] = dict(self.environment_config)
         return result
 
+    def encode(self) -> str:
+        """The metadata as JSON text, always the same for the same facts.
+
+        Raises:
+          TypeError, ValueError: a value that JSON cannot hold.
+        """
+        return _ENCODER.encode(self.to_json())
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> EpisodeMetadata:
         """The inverse of `to_json`; unknown keys are ignored."""
         return cls(**{key: value for key, value in data.items() if key in _METADATA_NAMES})
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 _METADATA_NAMES = tuple(field.name for field in dataclasses.fields(EpisodeMetadata))
 
 
@@ -102,8 +112,11 @@ class Episode:
         return float(np.sum(self.rewards, dtype=np.float64))
 
     def content_hash(self) -> str:
-        """32 hex digits of what happened, whoever recorded it: equal episodes have equal hashes."""
-        digest = hashlib.blake2b(digest_size=16)
+        """32 hex digits of what happened, whoever recorded it: equal episodes have equal hashes.
+
+        XXH3 with 128 bits is not cryptographic: chance does not bring two episodes together, but ill will can.
+        """
+        digest = xxhash.xxh3_128()
         digest.update(json.dumps([self.task_id, bool(self.terminated), bool(self.truncated)]).encode())
         for group in (self.observations, self.actions, {"rewards": self.rewards}, self.step_columns):
             for key in sorted(group):
@@ -111,16 +124,18 @@ class Episode:
                 if isinstance(values, list):
                     digest.update(json.dumps([key, values]).encode())
                 else:
-                    digest.update(json.dumps([key, values.dtype.str, values.shape]).encode())
+                    digest.update(f"{json.dumps(key)}{values.dtype.str}{values.shape}".encode())
                     digest.update(np.ascontiguousarray(values).data)
         return digest.hexdigest()
 
-    def episode_id(self, content_hash: str | None = None) -> str:
-        """32 hex digits of content and provenance: the name of this episode in every store."""
-        digest = hashlib.blake2b(digest_size=16)
-        digest.update((content_hash or self.content_hash()).encode())
-        digest.update(json.dumps(self.metadata.to_json(), sort_keys=True).encode())
-        return digest.hexdigest()
+    def episode_id(self, content_hash: str | None = None, metadata_json: str | None = None) -> str:
+        """32 hex digits of content and provenance: the name of this episode in every store.
+
+        Args:
+          content_hash, metadata_json: `content_hash()` and `metadata.encode()`, where they are at hand.
+        """
+        text = (content_hash or self.content_hash()) + (metadata_json or self.metadata.encode())
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def validate(self, task: TaskSpec) -> None:
         """Checks the whole contract against the task.

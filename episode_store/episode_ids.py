@@ -126,7 +126,9 @@ class IdSet:
         self._recent: set[bytes] = set()
 
     def __contains__(self, episode_id: str) -> bool:
-        return bytes.fromhex(episode_id) in self._recent or self._sorted.find(episode_id) is not None
+        if bytes.fromhex(episode_id) in self._recent:
+            return True
+        return len(self._halves) > 0 and self._sorted.find(episode_id) is not None
 
     def __len__(self) -> int:
         return len(self._halves) + len(self._recent)

@@ -45,7 +45,7 @@ def check_store(path: StorePath) -> None:
     if marker.get("version") != FORMAT_VERSION:
         raise StoreError(
             f"store {path}: has format version {marker.get('version')}, this program reads version {FORMAT_VERSION}; "
-            "install a newer one"
+            + ("collect it again" if marker.get("version") in range(FORMAT_VERSION) else "install a newer one")
         )
 
 

@@ -1,6 +1,6 @@
 """One episode as a self-describing record of bytes. docs/file_format.md has the same facts for other languages.
 
-    header      fixed part, task id, metadata JSON, one entry a column with the size and CRC-32C of each block
+    header      fixed part, task id, metadata JSON, one entry a column with the size and checksum of each block
     columns     each at a multiple of 64 bytes from the record's start, zeros between
 
 A record holds all that is known of its episode, so an index can always be made again from the records.
@@ -12,7 +12,8 @@ import dataclasses
 import enum
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import google_crc32c
@@ -27,13 +28,14 @@ from episode_store.storage import Record
 from episode_store.task import TaskSpec
 
 ALIGNMENT = 64
-RECORD_MAGIC = b"EPISODE\x01"
+RECORD_MAGIC = b"EPISODE\x02"
 MAX_HEADER_BYTES = 1 << 26
 
 # magic, crc32c of header bytes from 12 on, header bytes, record bytes, steps, flags, episode id, content hash,
 # return, length of task id, number of columns, length of the metadata.
 _FIXED = struct.Struct("<8s I I Q I I 16s 16s d H H I")
 _COLUMN = struct.Struct("<B B B B H H I I I Q Q")
+_CHECKSUM = struct.Struct("<I")
 _TERMINATED, _TRUNCATED = 1, 2
 
 
@@ -46,7 +48,13 @@ class Group(enum.IntEnum):
     STEP_COLUMN = 3
 
 
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 GROUP_NAMES = {Group.OBSERVATION: "observations", Group.ACTION: "actions", Group.STEP_COLUMN: "step_columns"}
+
+
+def column_path(group: Group, name: str) -> str:
+    """`observations/<name>`, `actions/<name>`, `rewards` or `step_columns/<name>`."""
+    return "rewards" if group == Group.REWARD else f"{GROUP_NAMES[group]}/{name}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,10 +67,12 @@ class Column:
       dtype: NumPy dtype string with byte order, or "str".
       shape: of one row.
       num_rows: T + 1 for observations, else T.
+      quality: of lossy images, 1 to 100; 0 where the column is what was given.
       block_rows: rows of each block but the last.
       offset: of the first block from the record's start; blocks follow each other without a gap.
       stored_bytes: of all blocks.
-      blocks: uint32 [blocks, 2]: stored bytes and CRC-32C of each.
+      block_bytes: stored bytes of each block.
+      checksums: `column_codecs.checksum` of each block's stored bytes.
     """
 
     group: Group
@@ -71,15 +81,17 @@ class Column:
     dtype: str
     shape: tuple[int, ...]
     num_rows: int
+    quality: int
     block_rows: int
     offset: int
     stored_bytes: int
-    blocks: tuple[int, ...]
+    block_bytes: tuple[int, ...]
+    checksums: tuple[int, ...]
 
     @property
     def path(self) -> str:
         """`observations/<name>`, `actions/<name>`, `rewards` or `step_columns/<name>`."""
-        return "rewards" if self.group == Group.REWARD else f"{GROUP_NAMES[self.group]}/{self.name}"
+        return column_path(self.group, self.name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,105 +124,145 @@ def align(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncodedColumn:
+    """The blocks of one column, ready to be stored; `body` is buffers in a row, the rest is as in `Column`."""
+
+    codec: Codec
+    quality: int = 0
+    block_rows: int
+    block_bytes: Sequence[int]
+    checksums: Sequence[int]
+    body: Sequence[Any]
+
+    @classmethod
+    def of_blocks(cls, codec: Codec, block_rows: int, blocks: Sequence[bytes], quality: int = 0) -> EncodedColumn:
+        """A column whose blocks are buffers of their own."""
+        return cls(
+            codec=codec,
+            quality=quality,
+            block_rows=block_rows,
+            block_bytes=[len(block) for block in blocks],
+            checksums=[column_codecs.checksum(block) for block in blocks],
+            body=blocks,
+        )
+
+
 class RecordEncoder:
     """Turns valid episodes into records; remembers per image column which codec the trial chose."""
 
     def __init__(self) -> None:
         self._image_encoders: dict[tuple[str, str], ImageEncoder] = {}
 
-    def encode(self, episode: Episode, task: TaskSpec, content_hash: str, episode_id: str) -> bytes:
-        """The whole record of an episode that `Episode.validate` accepted.
+    def encode(
+        self,
+        episode: Episode,
+        task: TaskSpec,
+        content_hash: str,
+        episode_id: str,
+        *,
+        metadata_json: str | None = None,
+        encoded: Mapping[str, EncodedColumn] = _NOTHING,
+    ) -> list[Any]:
+        """The whole record of an episode that `Episode.validate` accepted, as buffers to write one after the other.
+
+        Args:
+          episode, task: what is stored.
+          content_hash, episode_id: of the episode.
+          metadata_json: its `encode_metadata`, where that is at hand.
+          encoded: path -> what was made of a column already.
 
         Raises:
           EpisodeError: a size or a name that the format cannot hold.
         """
         where = f"episode of {episode.task_id}"
-        entries: list[bytes] = []
-        bodies: list[list[Any]] = []
-        sizes: list[int] = []
-        descriptions: list[tuple[Any, ...]] = []
-        for group, name, values, spec in _columns_of(episode, task):
-            codec, block_rows, blocks = self._encode_column(episode.task_id, group, name, values, spec)
-            block_sizes = [len(block) for block in blocks]
-            checksums = [google_crc32c.value(block) for block in blocks]
-            dtype, shape = ("str", ()) if isinstance(values, list) else (values.dtype.str, values.shape[1:])
-            descriptions.append((group, name, codec, dtype, shape, len(values), block_rows, block_sizes, checksums))
-            bodies.append(blocks)
-            sizes.append(sum(block_sizes))
         task_id = episode.task_id.encode()
-        metadata = encode_metadata(episode.metadata, where).encode("utf-8")
+        if metadata_json is None:
+            metadata_json = encode_metadata(episode.metadata, where)
+        metadata = metadata_json.encode()
+        columns: list[tuple[tuple[Any, ...], bytes, int, int]] = []
+        bodies: list[Any] = []
+        offset = 0  # from the first column on; the header's size is known last
+        for group, name, values, spec in _columns_of(episode, task):
+            column = encoded.get(column_path(group, name)) if encoded else None
+            if column is None:
+                column = self._encode_column(episode.task_id, group, name, values, spec)
+            dtype, shape = ("str", ()) if isinstance(values, list) else (values.dtype.str, values.shape[1:])
+            num_blocks, size = len(column.block_bytes), sum(column.block_bytes)
+            padding = -size % ALIGNMENT
+            names = name.encode() + dtype.encode()
+            lengths = (len(shape), len(dtype), len(names) - len(dtype), column.quality, len(values))
+            numbers = struct.pack(f"<{len(shape) + num_blocks}I", *shape, *column.block_bytes)
+            checksums = struct.pack(f"<{num_blocks}Q", *column.checksums)
+            facts = (group, column.codec, *lengths, column.block_rows, num_blocks)
+            columns.append((facts, names + numbers + checksums, offset, size))
+            bodies += column.body
+            bodies.append(bytes(padding))
+            offset += size + padding
         header_bytes = _FIXED.size + len(task_id) + len(metadata)
-        for _, name, _, dtype, shape, _, _, block_sizes, _ in descriptions:
-            header_bytes += _COLUMN.size + len(name.encode()) + len(dtype) + 4 * len(shape) + 8 * len(block_sizes)
-        if header_bytes > MAX_HEADER_BYTES or len(descriptions) > 0xFFFF or episode.num_steps >= 1 << 32:
+        header_bytes += sum(_COLUMN.size + len(tail) for _, tail, _, _ in columns)
+        if header_bytes > MAX_HEADER_BYTES or len(columns) > 0xFFFF or episode.num_steps >= 1 << 32:
             raise EpisodeError(f"{where}: too long for one record ({episode.num_steps} steps); divide it")
-        offset = align(header_bytes)
-        for (group, name, codec, dtype, shape, rows, block_rows, block_sizes, checksums), size in zip(
-            descriptions, sizes, strict=True
-        ):
-            name_bytes, dtype_bytes = name.encode(), dtype.encode()
-            entries.append(
-                _COLUMN.pack(
-                    group,
-                    codec,
-                    len(shape),
-                    len(dtype_bytes),
-                    len(name_bytes),
-                    0,
-                    rows,
-                    block_rows,
-                    len(block_sizes),
-                    offset,
-                    size,
-                )
+        base = align(header_bytes)
+        header = bytearray(
+            _FIXED.pack(
+                RECORD_MAGIC,
+                0,
+                header_bytes,
+                base + offset,
+                episode.num_steps,
+                _TERMINATED * bool(episode.terminated) | _TRUNCATED * bool(episode.truncated),
+                bytes.fromhex(episode_id),
+                bytes.fromhex(content_hash),
+                episode.episode_return,
+                len(task_id),
+                len(columns),
+                len(metadata),
             )
-            table = [number for pair in zip(block_sizes, checksums, strict=True) for number in pair]
-            entries += [name_bytes, dtype_bytes, struct.pack(f"<{len(shape)}I{len(table)}I", *shape, *table)]
-            offset += align(size)
-        flags = _TERMINATED * bool(episode.terminated) | _TRUNCATED * bool(episode.truncated)
-        fixed = _FIXED.pack(
-            RECORD_MAGIC,
-            0,
-            header_bytes,
-            offset,
-            episode.num_steps,
-            flags,
-            bytes.fromhex(episode_id),
-            bytes.fromhex(content_hash),
-            episode.episode_return,
-            len(task_id),
-            len(descriptions),
-            len(metadata),
         )
-        header = b"".join([fixed, task_id, metadata, *entries])
-        checksum = struct.pack("<I", google_crc32c.value(header[12:]))
-        parts: list[Any] = [header[:8], checksum, header[12:], bytes(-header_bytes % ALIGNMENT)]
-        for body, size in zip(bodies, sizes, strict=True):
-            parts += body
-            parts.append(bytes(-size % ALIGNMENT))
-        return b"".join(parts)
+        header += task_id + metadata
+        for facts, tail, start, size in columns:
+            header += _COLUMN.pack(*facts, base + start, size)
+            header += tail
+        _CHECKSUM.pack_into(header, 8, google_crc32c.value(bytes(header[12:header_bytes])))
+        header += bytes(base - header_bytes)
+        return [header, *bodies]
 
     def _encode_column(
         self, task_id: str, group: Group, name: str, values: FieldValues, spec: ArraySpec | None
-    ) -> tuple[Codec, int, list[Any]]:
+    ) -> EncodedColumn:
         if isinstance(values, list):
             rows = column_codecs.TEXT_BLOCK_ROWS
             codec, texts = column_codecs.encode_text_blocks([values[i : i + rows] for i in range(0, len(values), rows)])
-            return codec, rows, texts
+            return EncodedColumn.of_blocks(codec, rows, texts)
         row_bytes = column_codecs.row_bytes(values.shape[1:], values.dtype)
         if row_bytes > column_codecs.MAX_BLOCK_BYTES:
             raise EpisodeError(f"episode of {task_id}: {name}: {row_bytes} bytes a step, expected at most 1 GiB")
         values = np.ascontiguousarray(values)
         if spec is not None and spec.modality == Modality.IMAGE and row_bytes:
-            rows = column_codecs.image_block_rows(row_bytes)
             encoder = self._image_encoders.setdefault((task_id, f"{group}/{name}"), ImageEncoder())
-            codec, images = encoder.encode([values[i : i + rows] for i in range(0, len(values), rows)])
-            return codec, rows, images
+            rows = column_codecs.image_block_rows(row_bytes)
+            codec, images = encoder.encode(image_blocks(values))
+            return EncodedColumn.of_blocks(codec, rows, images)
         rows = column_codecs.raw_block_rows(row_bytes)
-        flat = values.reshape(-1).view(np.uint8)
-        step = rows * row_bytes
-        blocks = [flat[i : i + step] for i in range(0, len(flat), step)] if row_bytes else []
-        return Codec.RAW, rows, blocks
+        if not row_bytes:
+            return EncodedColumn.of_blocks(Codec.RAW, rows, [])
+        stored = values.reshape(-1).view(np.uint8).data
+        step, size = rows * row_bytes, len(stored)
+        starts = range(0, size, step)
+        return EncodedColumn(
+            codec=Codec.RAW,
+            block_rows=rows,
+            block_bytes=[min(step, size - start) for start in starts],
+            checksums=[column_codecs.checksum(stored[start : start + step]) for start in starts],
+            body=[stored],
+        )
+
+
+def image_blocks(values: np.ndarray) -> list[np.ndarray]:
+    """Frames in blocks as they are stored; [rows, height, width, channels] each."""
+    rows = column_codecs.image_block_rows(values.nbytes // len(values))
+    return [values[i : i + rows] for i in range(0, len(values), rows)]
 
 
 def encode_metadata(metadata: EpisodeMetadata, where: str) -> str:
@@ -223,7 +275,7 @@ def encode_metadata(metadata: EpisodeMetadata, where: str) -> str:
         if number is not None and not -(1 << 63) <= number < 1 << 63:
             raise EpisodeError(f"{where}: metadata/{name}: expected a 64-bit integer, got {number}")
     try:
-        text = json.dumps(metadata.to_json(), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        text = metadata.encode()
         text.encode("utf-8")
     except (TypeError, ValueError) as error:
         raise EpisodeError(f"{where}: metadata: expected values that JSON can hold: {error}") from None
@@ -246,6 +298,20 @@ def _columns_of(episode: Episode, task: TaskSpec) -> list[tuple[Group, str, Fiel
                 )
             columns.append((group, name, fields[name], specs.get(name)))
     return columns
+
+
+def window_ranges(
+    header: RecordHeader, start: int, num_steps: int, wanted: Collection[str] | None
+) -> list[tuple[int, int]]:
+    """The bytes of a record that steps [start, start + num_steps) of some columns need: the blocks that hold them."""
+    ranges = []
+    for column in header.columns:
+        if column.num_rows and (wanted is None or column.path in wanted):
+            stop = start + num_steps + (column.group == Group.OBSERVATION)
+            first, last = max(start, 0) // column.block_rows, -(-stop // column.block_rows)
+            begin = column.offset + sum(column.block_bytes[:first])
+            ranges.append((begin, begin + sum(column.block_bytes[first:last])))
+    return ranges
 
 
 def parse_header(data: Record) -> RecordHeader:
@@ -289,7 +355,7 @@ def parse_header(data: Record) -> RecordHeader:
         for _ in range(num_columns):
             column, position = _parse_column(header, position)
             columns.append(column)
-            if column.offset + column.stored_bytes > record_bytes or sum(column.blocks[::2]) != column.stored_bytes:
+            if column.offset + column.stored_bytes > record_bytes or sum(column.block_bytes) != column.stored_bytes:
                 raise CorruptionError(f"column {column.path} does not lie inside its record")
     except (struct.error, ValueError) as error:
         raise CorruptionError(f"a record's header cannot be parsed: {error}") from None
@@ -317,7 +383,7 @@ def padding_of(header: RecordHeader) -> list[tuple[int, int]]:
 
 
 def _parse_column(header: bytes, position: int) -> tuple[Column, int]:
-    group, codec, num_axes, dtype_length, name_length, _, num_rows, block_rows, num_blocks, offset, size = (
+    group, codec, num_axes, dtype_length, name_length, quality, num_rows, block_rows, num_blocks, offset, size = (
         _COLUMN.unpack_from(header, position)
     )
     position += _COLUMN.size
@@ -325,7 +391,9 @@ def _parse_column(header: bytes, position: int) -> tuple[Column, int]:
     position += name_length
     dtype = header[position : position + dtype_length].decode()
     position += dtype_length
-    numbers = struct.unpack_from(f"<{num_axes + 2 * num_blocks}I", header, position)
+    numbers = struct.unpack_from(f"<{num_axes + num_blocks}I", header, position)
+    position += 4 * len(numbers)
+    checksums = struct.unpack_from(f"<{num_blocks}Q", header, position)
     column = Column(
         group=Group(group),
         name=name,
@@ -333,12 +401,14 @@ def _parse_column(header: bytes, position: int) -> tuple[Column, int]:
         dtype=dtype,
         shape=numbers[:num_axes],
         num_rows=num_rows,
+        quality=quality,
         block_rows=block_rows,
         offset=offset,
         stored_bytes=size,
-        blocks=numbers[num_axes:],
+        block_bytes=numbers[num_axes:],
+        checksums=checksums,
     )
-    return column, position + 4 * len(numbers)
+    return column, position + 8 * num_blocks
 
 
 # Path of a column -> its dtype, the shape of a row, and rows beyond T.
@@ -388,9 +458,14 @@ def _check_column(column: Column, expected: tuple[str, tuple[int, ...], int]) ->
         raise CorruptionError(f"{column.path}: codec {column.codec.name} cannot hold {column.dtype}")
     row_bytes = 1 if is_text else column_codecs.row_bytes(column.shape, np.dtype(column.dtype))
     num_blocks = -(-column.num_rows // column.block_rows) if row_bytes else 0
-    if len(column.blocks) != 2 * num_blocks:
-        raise CorruptionError(f"{column.path}: {len(column.blocks) // 2} blocks, expected {num_blocks}")
+    if len(column.block_bytes) != num_blocks:
+        raise CorruptionError(f"{column.path}: {len(column.block_bytes)} blocks, expected {num_blocks}")
     if column.codec == Codec.RAW and column.stored_bytes != column.num_rows * row_bytes:
         raise CorruptionError(f"{column.path}: {column.stored_bytes} bytes for {column.num_rows} rows")
+    is_image = column.dtype == "|u1" and len(column.shape) == 3
+    if (column.codec in column_codecs.IMAGE_CODECS and not is_image) or (column.quality and column.codec != Codec.WEBP):
+        raise CorruptionError(f"{column.path}: codec {column.codec.name} cannot hold {got}")
+    if column.codec == Codec.RAW and any(size != column.block_rows * row_bytes for size in column.block_bytes[:-1]):
+        raise CorruptionError(f"{column.path}: blocks that are not {column.block_rows} rows each")
     if column.codec != Codec.RAW and not is_text and row_bytes * column.block_rows > column_codecs.MAX_BLOCK_BYTES:
         raise CorruptionError(f"{column.path}: blocks of more than 1 GiB")

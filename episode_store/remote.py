@@ -176,12 +176,15 @@ class RemoteData:
     def __init__(self, path: RemotePath) -> None:
         self._path = path
         path.check_ranges()
+        # What an index claims is bounded by it before anything is allocated.
+        self._size = path.size()
 
     def __len__(self) -> int:
-        return self._path.size()
+        return self._size
 
     def __getitem__(self, part: slice) -> RemoteRecord:
-        return RemoteRecord(self._path, part.start or 0, part.stop)
+        start, stop, _ = part.indices(self._size)
+        return RemoteRecord(self._path, start, max(start, stop))
 
 
 class RemoteRecord:
@@ -212,8 +215,8 @@ class RemoteRecord:
         """All of it."""
         return self.fetch(None).tobytes()
 
-    def fetch(self, ranges: Sequence[tuple[int, int]] | None) -> Any:
-        """Holds these ranges, near ones joined; all of it, as an array, by default."""
+    def fetch(self, ranges: Sequence[tuple[int, int]] | None) -> np.ndarray:
+        """The record with these ranges of it, near ones joined, and zeros elsewhere; all of it by default."""
         if ranges is None:
             return self[0 : self._size]
         held = max((last for first, last, _ in self._held if first == 0), default=0)
@@ -227,7 +230,12 @@ class RemoteRecord:
                 joined.append((start, stop))
         if joined:
             self._hold(joined)
-        return self
+        # Pages that nothing is copied to take no memory.
+        record = np.zeros(self._size, np.uint8)
+        for start, stop, content in self._held:
+            record[start:stop] = content
+        record.flags.writeable = False
+        return record
 
     def _hold(self, ranges: Sequence[tuple[int, int]]) -> None:
         places = [(start // _ALIGNMENT * _ALIGNMENT, min(stop, self._size)) for start, stop in ranges]

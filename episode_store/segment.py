@@ -30,13 +30,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from episode_store import checked_json, storage
+from episode_store import checked_json, column_codecs, storage
 from episode_store.errors import CorruptionError
 from episode_store.files import write_bytes
 from episode_store.record_format import ALIGNMENT, RecordHeader, parse_header
 from episode_store.storage import Data, Place, Record, StorePath
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DATA_HEADER = b"EPISODE-SEGMENT\x00" + FORMAT_VERSION.to_bytes(4, "little") + bytes(ALIGNMENT - 20)
 SEGMENT_FOLDER = "segments"
 SEGMENT_NAME = re.compile(r"[0-9a-f]{12}-[0-9a-f]{8}")
@@ -404,8 +404,8 @@ def check_blocks(record: Record, header: RecordHeader) -> None:
     """
     for column in header.columns:
         start = column.offset
-        for size, checksum in zip(column.blocks[::2], column.blocks[1::2], strict=True):
-            if google_crc32c.value(record[start : start + size]) != checksum:
+        for size, checksum in zip(column.block_bytes, column.checksums, strict=True):
+            if column_codecs.checksum(record[start : start + size]) != checksum:
                 raise CorruptionError(f"{column.path}: the checksum of a block does not match")
             start += size
 

@@ -99,7 +99,7 @@ class ArraySpec:
         if values.dtype != np.dtype(self.dtype):
             raise EpisodeError(f"{where}: expected dtype {self.dtype}, got {values.dtype}")
         is_float = values.dtype.kind == "f"
-        if is_float:
+        if is_float and not np.isfinite(values).all():
             _first_offender(~np.isfinite(values), values, where, "a finite number")
         flat = values.reshape(length, self.size)
         if self.modality == Modality.DISCRETE:

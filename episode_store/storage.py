@@ -117,8 +117,8 @@ def open_data(path: StorePath) -> Data:
     return RemoteData(path) if isinstance(path, RemotePath) else _map(path)
 
 
-def fetch(record: Record, ranges: Sequence[tuple[int, int]] | None = None) -> Record:
-    """The record with these byte ranges of it, all by default, in memory; what is mapped is already."""
+def fetch(record: Record, ranges: Sequence[tuple[int, int]] | None = None) -> np.ndarray:
+    """The record, uint8 [n], with these byte ranges of it in memory, all by default; what is mapped is already."""
     return record if isinstance(record, np.ndarray) else record.fetch(ranges)
 
 

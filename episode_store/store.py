@@ -5,37 +5,48 @@ from __future__ import annotations
 import collections
 import dataclasses
 import fnmatch
+import functools
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
-import google_crc32c
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from episode_store import checked_json, column_codecs, layout, query, segment, storage, versions
-from episode_store.column_codecs import BlockDecoder, Codec
+from episode_store import checked_json, layout, query, segment, storage, versions
+from episode_store.column_codecs import BlockDecoder
 from episode_store.episode import Episode, EpisodeMetadata
 from episode_store.episode_ids import parse_ids
 from episode_store.episode_index import EpisodeIndex
 from episode_store.errors import CorruptionError, RemoteError, StoreError
-from episode_store.record_format import Column, Group, RecordHeader, check_columns, expected_columns, parse_header
+from episode_store.record_format import (
+    Column,
+    RecordHeader,
+    check_columns,
+    expected_columns,
+    parse_header,
+    window_ranges,
+)
+from episode_store.record_reader import RecordReader
 from episode_store.segment import INDEX_SCHEMA, SegmentIndex
 from episode_store.spec import FieldValues
 from episode_store.storage import Data, Record, StorePath
 from episode_store.task import TaskSpec
 
 _LOGGER = logging.getLogger("episode_store")
-# Parsed headers kept for windows of episodes read again and again; bounds a reader's memory.
-_CACHED_HEADERS = 4096
+# Records kept open for windows of episodes read again and again; bounds a reader's memory.
+_CACHED_RECORDS = 4096
 # Of stores up to this size the table is kept; of larger ones so many looked-up ids.
 _KEPT_ROWS = 65_536
 # Data files that are mapped at once: each takes a file descriptor, of which a process has about 1,000.
 _MAPPED_FILES = 256
 # How often a store is read again because its versions changed meanwhile.
 _TRIES = 5
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+# Of a header: the byte ranges of the record that a read needs.
+_Needed = Callable[[RecordHeader], list[tuple[int, int]]]
 
 QUARANTINE_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("task_id", "agent_id", "seed", "collection_index", "reason")]
@@ -102,6 +113,8 @@ class EpisodeStore:
         self._table: pa.Table | None = None
         self._rows: dict[str, int] = {}
         self._maps: collections.OrderedDict[str, Data] = collections.OrderedDict()
+        self._records: collections.OrderedDict[str, RecordReader] = collections.OrderedDict()
+        # Of remote records, whose bytes are not kept.
         self._headers: collections.OrderedDict[int, RecordHeader] = collections.OrderedDict()
         self._decoder = BlockDecoder()
 
@@ -272,22 +285,29 @@ class EpisodeStore:
             found.update(matches)
         return sorted(found)
 
-    def read(self, episode_id: str) -> Episode:
+    def read(self, episode_id: str, *, out: Mapping[str, np.ndarray] = _NOTHING) -> Episode:
         """A whole episode. Arrays of numbers are read-only views of the mapped file; copy them to change them.
 
+        Args:
+          episode_id: which.
+          out: path of a column, such as "observations/pixels" -> array to read it into, with at least as many rows.
+            The episode then has the filled part of it.
+
         Raises:
-          StoreError: the store has no such episode.
+          StoreError: the store has no such episode, or an array of `out` does not fit.
           CorruptionError: stored bytes do not match their checksum; names the episode and the file.
         """
-        row, header, record = self._record(episode_id)
+        record = self._record(episode_id)
         try:
-            return self._read_columns(storage.fetch(record), header)
-        except (CorruptionError, RemoteError) as error:
-            raise type(error)(f"{self._where(row)}: {error}") from None
+            _check_paths(record, out, "out")
+            return _episode(record, out)
+        except StoreError as error:
+            raise self._told(error, episode_id) from None
 
     def unmap(self) -> None:
         """Lets go of mapped files, so that a process's memory does not grow with what it has read; views stay valid."""
         self._maps.clear()
+        self._records.clear()
 
     def read_record(self, record: Record, header: RecordHeader) -> Episode:
         """The episode of a record that was found without the index; for `verify`.
@@ -300,25 +320,16 @@ class EpisodeStore:
           CorruptionError: stored bytes do not match their checksum, or are not what the record's task has.
         """
         self._check_header(header)
-        return self._read_columns(record, header)
-
-    def _read_columns(self, record: Record, header: RecordHeader) -> Episode:
-        groups: dict[Group, dict[str, Any]] = {group: {} for group in Group}
-        for column in header.columns:
-            groups[column.group][column.name] = self._read_column(record, column, 0, column.num_rows)
-        return Episode(
-            task_id=header.task_id,
-            observations=groups[Group.OBSERVATION],
-            actions=groups[Group.ACTION],
-            rewards=groups[Group.REWARD]["rewards"],
-            terminated=header.terminated,
-            truncated=header.truncated,
-            step_columns=groups[Group.STEP_COLUMN],
-            metadata=header.metadata,
-        )
+        return _episode(RecordReader(storage.fetch(record), header, self._decoder), _NOTHING)
 
     def read_window(
-        self, episode_id: str, start: int, length: int, columns: Sequence[str] | None = None
+        self,
+        episode_id: str,
+        start: int,
+        length: int,
+        columns: Sequence[str] | None = None,
+        *,
+        out: Mapping[str, np.ndarray] = _NOTHING,
     ) -> EpisodeWindow:
         """Steps [start, start + length) of an episode; only the blocks that hold them are read.
 
@@ -327,49 +338,91 @@ class EpisodeStore:
           start: first step.
           length: number of steps, at least 1; the window must lie inside the episode.
           columns: "observations/<field>", "actions/<field>", "rewards", "step_columns/<name>"; all by default.
+          out: path of a column -> array to read it into, with at least as many rows; contiguous. Images are decoded
+            straight into it. The window then has the filled part of it.
 
         Raises:
-          StoreError: no such episode, steps or column.
+          StoreError: no such episode, steps or column, or an array of `out` does not fit.
           CorruptionError: stored bytes do not match their checksum.
         """
-        row, header, record = self._record(episode_id)
+        needed = functools.partial(window_ranges, start=start, num_steps=length, wanted=columns)
+        record = self._record(episode_id, needed)
+        header = record.header
         if start < 0 or length < 1 or start + length > header.num_steps:
             raise StoreError(
                 f"episode {episode_id}: expected a window inside its {header.num_steps} steps, got "
                 f"[{start}, {start + length})"
             )
-        wanted = None if columns is None else set(columns)
-        if wanted is not None:
-            paths = [column.path for column in header.columns]
-            for name in wanted.difference(paths):
-                raise StoreError(f"episode {episode_id}: no column {name!r}{layout.near(name, paths)}")
-        groups: dict[Group, dict[str, Any]] = {group: {} for group in Group}
+        wanted = None
         try:
-            if not isinstance(record, np.ndarray):
-                record = storage.fetch(record, _ranges(header, wanted, start, length))
-            for column in header.columns:
-                if wanted is None or column.path in wanted:
-                    rows = length + (column.group == Group.OBSERVATION)
-                    groups[column.group][column.name] = self._read_column(record, column, start, rows)
-        except (CorruptionError, RemoteError) as error:
-            raise type(error)(f"{self._where(row)}: {error}") from None
+            if columns is not None:
+                wanted = dict.fromkeys(columns)
+                _check_paths(record, wanted, "columns")
+            if out:
+                _check_paths(record, out, "out")
+            observations, actions, rewards, step_columns = record.read(start, length, wanted, out)
+        except StoreError as error:
+            raise self._told(error, episode_id) from None
         at_end = start + length == header.num_steps
-        return EpisodeWindow(
+        # As its constructor would, which takes as long as reading a window of floats.
+        window = object.__new__(EpisodeWindow)
+        window.__dict__.update(
             task_id=header.task_id,
             episode_id=episode_id,
             start=start,
             num_steps=length,
-            observations=groups[Group.OBSERVATION],
-            actions=groups[Group.ACTION],
-            rewards=groups[Group.REWARD].get("rewards"),
-            step_columns=groups[Group.STEP_COLUMN],
+            observations=observations,
+            actions=actions,
+            rewards=rewards.get("rewards"),
+            step_columns=step_columns,
             terminated=at_end and header.terminated,
             truncated=at_end and header.truncated,
         )
+        return window
+
+    def read_windows(self, places: Sequence[tuple[str, int]], length: int, out: Mapping[str, np.ndarray]) -> None:
+        """A batch of windows straight into the caller's arrays, the fastest way to read short pieces.
+
+        Args:
+          places: (episode id, first step) of each window.
+          length: steps of each, at least 1; every window must lie inside its episode.
+          out: path of a column -> array [len(places), length, ...] of its dtype; [len(places), length + 1, ...] for
+            observations. Texts cannot be read so.
+
+        Raises:
+          StoreError: no such episode, steps or column, or an array of `out` does not fit.
+          CorruptionError: stored bytes do not match their checksum.
+        """
+        targets = list(out.items())
+        needed = functools.partial(window_ranges, num_steps=length, wanted=out)
+        if length < 1:
+            raise StoreError(f"expected windows of at least 1 step, got {length}")
+        for path, target in targets:
+            if len(target) != len(places):
+                raise StoreError(f"out[{path!r}]: expected an array for {len(places)} windows, got {len(target)}")
+        for number, (episode_id, start) in enumerate(places):
+            record = self._record(episode_id, functools.partial(needed, start=start))
+            if not 0 <= start <= record.header.num_steps - length:
+                raise StoreError(
+                    f"episode {episode_id}: expected a window inside its {record.header.num_steps} steps, got "
+                    f"[{start}, {start + length})"
+                )
+            try:
+                _check_paths(record, out, "out")
+                for path, target in targets:
+                    column = record.columns[path]
+                    column.read(start, length + column.more, target[number])
+            except StoreError as error:
+                raise self._told(error, episode_id) from None
 
     def read_metadata(self, episode_id: str) -> EpisodeMetadata:
         """Where an episode comes from, without reading its columns."""
-        return self._record(episode_id)[1].metadata
+        return self._record(episode_id, _no_rows).metadata
+
+    def lossy_columns(self, episode_id: str) -> dict[str, int]:
+        """Columns whose images lost something when they were written, as their writer asked: path -> quality."""
+        columns = self._record(episode_id, _no_rows).header.columns
+        return {column.path: column.quality for column in columns if column.quality}
 
     def columns(self, episode_id: str) -> Sequence[Column]:
         """What an episode's columns are called, their dtypes and shapes, without reading them.
@@ -378,7 +431,7 @@ class EpisodeStore:
           StoreError: the store has no such episode.
           CorruptionError: the record's header does not match its checksum.
         """
-        return self._record(episode_id)[1].columns
+        return self._record(episode_id, _no_rows).header.columns
 
     def facts(self, episode_id: str) -> dict[str, Any]:
         """The episode's row of the table, without reading its record.
@@ -440,26 +493,52 @@ class EpisodeStore:
             raise StoreError(f"store {self.path}: no task {task_id!r}{layout.near(task_id, self.tasks)}")
         return task
 
+    def _told(self, error: StoreError, episode_id: str) -> StoreError:
+        """The error with the episode it is about; of damage, with the file too."""
+        if isinstance(error, CorruptionError):
+            return CorruptionError(f"{self._where(self._row(episode_id))}: {error}")
+        return type(error)(f"episode {episode_id}: {error}")
+
     def _where(self, row: int) -> str:
         index, _, _ = self._index.place(row)
         task_id = self._index.columns(["task_id"], np.array([row]))["task_id"][0].as_py()
         return f"episode {self._index.id_of(row)} of {task_id} in {index.files.data}"
 
-    def _record(self, episode_id: str) -> tuple[int, RecordHeader, Record]:
-        """Row, header and bytes of an episode."""
-        row = self._row(episode_id)
-        index, offset, size = self._index.place(row)
-        data = self._maps.get(index.files.name)
-        if data is None:
-            data = self._map(row, index)
-        record = data[offset : offset + size]
+    def _record(self, episode_id: str, needed: _Needed | None = None) -> RecordReader:
+        """The record of an episode; those read lately are found at once.
+
+        Args:
+          episode_id: which.
+          needed: of a remote record, the byte ranges to fetch, found in its header; all of it by default.
+        """
+        record = self._records.get(episode_id)
+        if record is None:
+            row = self._row(episode_id)
+            index, offset, size = self._index.place(row)
+            data = self._maps.get(index.files.name)
+            if data is None:
+                data = self._map(row, index)
+            stored = data[offset : offset + size]
+            if not isinstance(stored, np.ndarray):
+                return self._remote_record(row, stored, size, needed)
+            record = RecordReader(stored, self._parse(row, stored, size), self._decoder)
+            self._records[episode_id] = record
+            if len(self._records) > _CACHED_RECORDS:
+                self._records.popitem(last=False)
+        return record
+
+    def _remote_record(self, row: int, stored: Record, size: int, needed: _Needed | None) -> RecordReader:
         header = self._headers.get(row)
         if header is None:
-            header = self._parse(row, record, size)
+            header = self._parse(row, stored, size)
             self._headers[row] = header
-            if len(self._headers) > _CACHED_HEADERS:
+            if len(self._headers) > _CACHED_RECORDS:
                 self._headers.popitem(last=False)
-        return row, header, record
+        try:
+            fetched = storage.fetch(stored, None if needed is None else needed(header))
+        except (CorruptionError, RemoteError) as error:
+            raise type(error)(f"{self._where(row)}: {error}") from None
+        return RecordReader(fetched, header, self._decoder)
 
     def _row(self, episode_id: str) -> int:
         """The row of an id; those looked up lately are found at once."""
@@ -487,7 +566,10 @@ class EpisodeStore:
             raise RemoteError(f"{self._where(row)}: {error}") from None
         self._maps[index.files.name] = data
         if len(self._maps) > _MAPPED_FILES:
-            self._maps.popitem(last=False)
+            # The records hold their files open: half of the files go at once, so that this is rare.
+            for _ in range(_MAPPED_FILES // 2):
+                self._maps.popitem(last=False)
+            self._records.clear()
         return data
 
     def _parse(self, row: int, record: Record, size: int) -> RecordHeader:
@@ -508,77 +590,33 @@ class EpisodeStore:
             raise CorruptionError(f"the store lacks its task {layout.shorten(header.task_id)!r}")
         check_columns(header, expected)
 
-    def _read_column(self, record: Record, column: Column, start: int, rows: int) -> FieldValues:
-        """Rows [start, start + rows) of a column, their blocks' checksums compared."""
-        try:
-            if column.codec in column_codecs.TEXT_CODECS:
-                return self._read_texts(record, column, start, rows)
-            if column.codec == Codec.RAW:
-                return _read_raw(record, column, start, rows)
-            return self._read_blocks(record, column, start, rows)
-        except CorruptionError as error:
-            raise CorruptionError(f"{column.path}: {error}") from None
 
-    def _read_blocks(self, record: Record, column: Column, start: int, rows: int) -> np.ndarray:
-        out = np.empty((rows, *column.shape), np.dtype(column.dtype))
-        for first, block_rows, stored in _stored_blocks(record, column, start, rows):
-            low, high = max(start, first), min(start + rows, first + block_rows)
-            part = out[low - start : high - start]
-            self._decoder.decode_rows(column.codec, stored, part, low - first, block_rows)
-        return out
-
-    def _read_texts(self, record: Record, column: Column, start: int, rows: int) -> list[str]:
-        texts: list[str] = []
-        for first, block_rows, stored in _stored_blocks(record, column, start, rows):
-            block = self._decoder.decode_texts(column.codec, stored, block_rows)
-            texts += block[max(start - first, 0) : start + rows - first]
-        return texts
+def _no_rows(header: RecordHeader) -> list[tuple[int, int]]:
+    """What a reader of headers needs besides."""
+    return []
 
 
-def _ranges(header: RecordHeader, wanted: Collection[str] | None, start: int, length: int) -> list[tuple[int, int]]:
-    """The bytes of a record that a window needs: the blocks that hold its rows."""
-    ranges = []
-    for column in header.columns:
-        if column.num_rows and (wanted is None or column.path in wanted):
-            last = (start + length + (column.group == Group.OBSERVATION) - 1) // column.block_rows
-            sizes, first = column.blocks[::2], start // column.block_rows
-            begin = column.offset + sum(sizes[:first])
-            ranges.append((begin, begin + sum(sizes[first : last + 1])))
-    return ranges
+def _episode(record: RecordReader, out: Mapping[str, np.ndarray]) -> Episode:
+    """All of a record."""
+    header = record.header
+    observations, actions, rewards, step_columns = record.read(0, header.num_steps, None, out)
+    return Episode(
+        task_id=header.task_id,
+        observations=observations,
+        actions=actions,
+        rewards=rewards["rewards"],  # type: ignore[arg-type]
+        terminated=header.terminated,
+        truncated=header.truncated,
+        step_columns=step_columns,  # type: ignore[arg-type]
+        metadata=record.metadata,
+    )
 
 
-def _stored_blocks(record: Record, column: Column, start: int, rows: int) -> list[tuple[int, int, np.ndarray]]:
-    """First row, number of rows and checked bytes of each block that holds any of rows [start, start + rows)."""
-    result = []
-    first_block, last_block = start // column.block_rows, (start + rows - 1) // column.block_rows
-    position = column.offset + sum(column.blocks[: 2 * first_block : 2])
-    for block in range(first_block, last_block + 1):
-        size, checksum = column.blocks[2 * block : 2 * block + 2]
-        stored = record[position : position + size]
-        if google_crc32c.value(stored) != checksum:
-            raise CorruptionError(f"the checksum of block {block} does not match: a byte was changed")
-        first = block * column.block_rows
-        result.append((first, min(column.block_rows, column.num_rows - first), stored))
-        position += size
-    return result
-
-
-def _read_raw(record: Record, column: Column, start: int, rows: int) -> np.ndarray:
-    """A read-only view of the rows of a RAW column."""
-    dtype = np.dtype(column.dtype)
-    row_bytes = column_codecs.row_bytes(column.shape, dtype)
-    if row_bytes == 0:
-        return np.zeros((rows, *column.shape), dtype)
-    block_bytes = column.block_rows * row_bytes
-    end = column.offset + column.stored_bytes
-    first, last = start // column.block_rows, (start + rows - 1) // column.block_rows
-    for block in range(first, last + 1):
-        position = column.offset + block * block_bytes
-        stored = record[position : min(position + block_bytes, end)]
-        if google_crc32c.value(stored) != column.blocks[2 * block + 1]:
-            raise CorruptionError(f"the checksum of block {block} does not match: a byte was changed")
-    position = column.offset + start * row_bytes
-    return record[position : position + rows * row_bytes].view(dtype).reshape(rows, *column.shape)
+def _check_paths(record: RecordReader, names: Mapping[str, Any], where: str) -> None:
+    """Refuses names that are no columns of the record."""
+    for name in names:
+        if name not in record.columns:
+            raise StoreError(f"{where}: no column {name!r}{layout.near(name, record.columns)}")
 
 
 def _reopen(

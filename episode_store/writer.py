@@ -11,19 +11,19 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 import pyarrow as pa
 
-from episode_store import checked_json, layout, segment, storage
+from episode_store import checked_json, layout, lossy, segment, storage
 from episode_store.episode import Episode
 from episode_store.episode_ids import IdSet
 from episode_store.errors import CorruptionError, EpisodeError, StoreError
 from episode_store.files import sync_folder
-from episode_store.record_format import RecordEncoder
+from episode_store.record_format import EncodedColumn, RecordEncoder, encode_metadata
 from episode_store.segment import DATA_HEADER, INDEX_SCHEMA, SegmentFiles
 from episode_store.store import EpisodeStore
 from episode_store.task import TaskSpec
@@ -32,6 +32,9 @@ _LOGGER = logging.getLogger("episode_store")
 # A segment is sealed and the next one begun at either limit; they bound a writer's memory.
 MAX_SEGMENT_BYTES = 1 << 30
 MAX_SEGMENT_EPISODES = 65_536
+# The most buffers that one call of writev takes.
+_MOST_PARTS = 1_024
+_PACKED_ROWS = 1_024
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -48,16 +51,26 @@ class EpisodeWriter:
         with its reason in the store's quarantine table, and `add_episode` returns "".
       sync: also survive a power loss: every episode is fsynced, a thousand times slower on a slow disk. Without it a
         segment is synced when it is closed.
+      lossy_images: None keeps every image as it is. 1 (smallest) to 100 keeps images of observations as WebP of that
+        quality; the episode is then what these files decode to, which its hashes are of, and each record says so.
 
     Raises:
       StoreError: the folder is not a store, or cannot be written.
     """
 
     def __init__(
-        self, path: str | Path, *, on_invalid: Literal["raise", "quarantine"] = "raise", sync: bool = False
+        self,
+        path: str | Path,
+        *,
+        on_invalid: Literal["raise", "quarantine"] = "raise",
+        sync: bool = False,
+        lossy_images: int | None = None,
     ) -> None:
         if on_invalid not in ("raise", "quarantine"):
             raise ValueError(f"on_invalid: expected 'raise' or 'quarantine', got {on_invalid!r}")
+        if lossy_images is not None and lossy_images not in range(1, 101):
+            raise ValueError(f"lossy_images: expected a quality from 1 to 100 or None, got {lossy_images!r}")
+        self._lossy_images = lossy_images
         self._path = storage.local(path)
         self._on_invalid = on_invalid
         self._sync = sync
@@ -108,11 +121,17 @@ class EpisodeWriter:
             )
         try:
             episode.validate(task)
+            encoded: Mapping[str, EncodedColumn] = {}
+            if self._lossy_images is not None:
+                episode, encoded = lossy.with_lossy_images(episode, task, self._lossy_images)
             content_hash = episode.content_hash()
-            episode_id = _episode_id(episode, content_hash)
+            metadata_json = encode_metadata(episode.metadata, f"episode of {episode.task_id}")
+            episode_id = episode.episode_id(content_hash, metadata_json)
             if episode_id in self._known:
                 return episode_id
-            record = self._encoder.encode(episode, task, content_hash, episode_id)
+            record = self._encoder.encode(
+                episode, task, content_hash, episode_id, metadata_json=metadata_json, encoded=encoded
+            )
         except EpisodeError as error:
             if self._on_invalid == "raise":
                 raise
@@ -145,7 +164,7 @@ class EpisodeWriter:
             with self._disk_told():
                 self._open.append(record, row)
             self._known.add(episode_id)
-            if self._open.data_bytes >= MAX_SEGMENT_BYTES or len(self._open.rows) >= MAX_SEGMENT_EPISODES:
+            if self._open.data_bytes >= MAX_SEGMENT_BYTES or self._open.num_rows >= MAX_SEGMENT_EPISODES:
                 self._seal()
         return episode_id
 
@@ -224,7 +243,10 @@ class _OpenSegment:
 
     def __init__(self, store: Path, *, sync: bool) -> None:
         self.files = SegmentFiles(store / segment.SEGMENT_FOLDER, segment.new_segment_name())
-        self.rows: list[dict[str, Any]] = []
+        self.num_rows = 0
+        # Rows as dictionaries are large: they are packed as soon as there are some.
+        self._rows: list[dict[str, Any]] = []
+        self._packed: list[pa.Table] = []
         self.data_bytes = len(DATA_HEADER)
         self._journal_bytes = 0
         self._sync = sync
@@ -247,36 +269,47 @@ class _OpenSegment:
             self._close_files()
             raise
 
-    def append(self, record: bytes, row: dict[str, Any]) -> None:
+    def append(self, record: list[Any], row: dict[str, Any]) -> None:
         """Writes the record, then its journal line; on any error or interrupt both files are as they were."""
-        before = self.data_bytes, self._journal_bytes, len(self.rows)
-        row = {**row, "offset": self.data_bytes, "record_bytes": len(record)}
+        before = self.data_bytes, self._journal_bytes, len(self._rows)
+        record_bytes = sum(memoryview(part).nbytes for part in record)
+        row = {**row, "offset": self.data_bytes, "record_bytes": record_bytes}
         line = checked_json.encode_line(row)
         try:
-            _write(self._data, record)
+            _write(self._data, *record)
             if self._sync:
                 os.fdatasync(self._data)
             _write(self._journal, line)
             if self._sync:
                 os.fdatasync(self._journal)
-            self.data_bytes += len(record)
+            self.data_bytes += record_bytes
             self._journal_bytes += len(line)
-            self.rows.append({**row, "segment": self.files.name})
+            self._rows.append({**row, "segment": self.files.name})
         except BaseException:
             # Also when the user interrupts: what follows must not land behind half a record.
             self.data_bytes, self._journal_bytes, num_rows = before
-            del self.rows[num_rows:]
+            del self._rows[num_rows:]
             for file, size in ((self._journal, self._journal_bytes), (self._data, self.data_bytes)):
                 os.ftruncate(file, size)
                 os.lseek(file, size, os.SEEK_SET)
             raise
+        self.num_rows += 1
+        if len(self._rows) >= _PACKED_ROWS:
+            self._pack()
+
+    def _pack(self) -> None:
+        """Turns rows into columns, texts that repeat into numbers."""
+        table = pa.Table.from_pylist(self._rows, schema=INDEX_SCHEMA)
+        self._packed.append(table.cast(segment.CODED_SCHEMA))
+        self._rows.clear()
 
     def seal(self) -> None:
         """Syncs the data and writes the index; without an episode the segment's files go."""
         try:
-            if self.rows:
+            if self.num_rows:
                 os.fsync(self._data)
-                table = pa.Table.from_pylist(self.rows, schema=INDEX_SCHEMA)
+                self._pack()
+                table = pa.concat_tables(self._packed).cast(INDEX_SCHEMA)
                 segment.write_seal(self.files, table, self.data_bytes)
             else:
                 self.files.data.unlink(missing_ok=True)
@@ -309,18 +342,16 @@ def recover(path: str | Path) -> list[str]:
     return sentences
 
 
-def _episode_id(episode: Episode, content_hash: str) -> str:
-    try:
-        return episode.episode_id(content_hash)
-    except (TypeError, ValueError) as error:
-        where = f"episode of {episode.task_id}: metadata"
-        raise EpisodeError(f"{where}: expected values that JSON can hold: {error}") from None
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
+def _write(descriptor: int, *parts: Any) -> None:
+    """Writes buffers one after the other without joining them; the kernel may take less than it is given."""
+    for start in range(0, len(parts), _MOST_PARTS):
+        views = [memoryview(part) for part in parts[start : start + _MOST_PARTS] if len(part)]
+        while views:
+            written = os.writev(descriptor, views)
+            while views and written >= views[0].nbytes:
+                written -= views.pop(0).nbytes
+            if written:
+                views[0] = views[0][written:]
 
 
 def _append_file(path: Path, line: bytes) -> None:

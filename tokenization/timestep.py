@@ -7,6 +7,7 @@ lexicographic order inside each kind, arrays are flattened row-major.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from episode_store.errors import UserError
 from episode_store.spec import ArraySpec, Modality
@@ -94,6 +95,19 @@ class TimestepLayout:
     def has_text(self) -> bool:
         """Whether timesteps vary in length."""
         return bool(self.observation_text or self.action_text)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object: the fields in the order of their tokens, with how many those are where that is fixed."""
+        return {
+            "observation_text": list(self.observation_text),
+            "observation_images": [[key, list(grid)] for key, grid in self.observation_images],
+            "observation_tensors": list(self.observation_tensors),
+            "action_text": list(self.action_text),
+            "action_tensors": list(self.action_tensors),
+            "num_patches": self.num_patches,
+            "num_observation_values": self.num_observation_values,
+            "num_action_values": len(self.action_tokens),
+        }
 
 
 def _keys(specs: dict[str, ArraySpec], *modalities: Modality) -> tuple[str, ...]:

@@ -19,5 +19,13 @@ SEPARATOR = CONTINUOUS_OFFSET + NUM_BINS
 VOCABULARY_SIZE = SEPARATOR + 1
 PATCH_PLACEHOLDER = 65_535
 
+# Name -> first id and one past the last.
+ID_RANGES = {
+    "text": (0, NUM_TEXT_TOKENS),
+    "discrete": (0, NUM_DISCRETE),
+    "continuous": (CONTINUOUS_OFFSET, CONTINUOUS_OFFSET + NUM_BINS),
+    "separator": (SEPARATOR, SEPARATOR + 1),
+}
+
 # Every id fits in 16 bits: half the memory and disk of int32.
 TOKEN_DTYPE = np.dtype("<u2")

@@ -61,7 +61,7 @@ class SamplerConfig:
         in the loss. 0 is the paper's: each target counts once. At 1 a task's share of the loss is its share of the
         tokens, so one action behind a picture or a grid of cells is not drowned by many that cost a few tokens each.
       task_weights: task id or pattern -> share of the tokens, relative to the others; the first match wins; tasks
-        without a match have weight 1.
+        without a match have the weight of the shards' mixture, 1 without one.
     """
 
     context_tokens: int = 256

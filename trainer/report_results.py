@@ -141,9 +141,7 @@ def _filter_card(report: Mapping[str, Any]) -> str:
     num_in, num_kept, copies = (report[name] for name in ("num_episodes", "num_kept", "num_duplicates"))
     body = f"<p>{num_kept:,} of {num_in:,} episodes kept ({100 * num_kept / max(num_in, 1):.0f}%)</p>"
     if not report["histogram_edges"]:
-        return card(
-            report["task_id"], f'{body}<p class="muted">A corpus: only exact copies are left out ({copies:,}).</p>'
-        )
+        return card(report["task_id"], f'{body}<p class="muted">A corpus: copies are left out ({copies:,}).</p>')
     marks = {"expert": report["expert_return"], "random": report["random_return"], "threshold": report["threshold"]}
     body += histogram(report["histogram_edges"], report["histogram_kept"], report["histogram_dropped"], marks)
     facts = {name: number(value) for name, value in marks.items()} | {"rule": str(report["rule"])}

@@ -80,9 +80,9 @@ class Sampler:
                     f"task {task.task.task_id}: a timestep has {longest} tokens, more than sampler.context_tokens="
                     f"{config.context_tokens}; raise it"
                 )
-        weights = np.array([_weight(task_id, config.task_weights) for task_id in self.task_ids])
+        weights = np.array([_weight(task_id, config.task_weights, data[task_id].weight) for task_id in self.task_ids])
         if not weights.sum() > 0:
-            raise UserError("sampler.task_weights: every task has weight 0")
+            raise UserError("sampler.task_weights and the mixture: every task has weight 0")
         # Weights are shares of the tokens; tasks are drawn a segment at a time.
         rng = np.random.default_rng([seed, 1 << 40])
         mean_tokens = np.array([self._mean_segment_tokens(task, rng) for task in self._tasks])
@@ -278,11 +278,11 @@ def _jittered(patches: np.ndarray, contrast: float, brightness: float) -> np.nda
     return np.clip(np.rint(changed), 0, 255).astype(np.uint8)
 
 
-def _weight(task_id: str, weights: Mapping[str, float]) -> float:
+def _weight(task_id: str, weights: Mapping[str, float], default: float) -> float:
     for pattern, weight in weights.items():
         if fnmatch.fnmatchcase(task_id, pattern):
             return weight
-    return 1.0
+    return default
 
 
 def _action_weight(task: TaskData, exponent: float) -> float:

@@ -40,6 +40,7 @@ class TaskData:
       patch_index: int64 [M], row of `patches` of each.
       patch_intervals: uint8 [M, 4].
       patches: uint8 [U, 16, 16, 3].
+      weight: share of the training tokens that the mixture gives it, relative to the others.
     """
 
     task: TaskSpec
@@ -54,6 +55,7 @@ class TaskData:
     patch_index: np.ndarray
     patch_intervals: np.ndarray
     patches: np.ndarray
+    weight: float = 1.0
 
     @property
     def num_episodes(self) -> int:
@@ -149,7 +151,7 @@ class Dataset:
         packs = list(self.packs(split, task_id))
         if not packs:
             raise UserError(f"{self.path}: no {split} data of {task_id}; there is {sorted(self.tasks)}")
-        return _join(self.tasks[task_id], packs)
+        return _join(self.tasks[task_id], packs, self._weight(task_id))
 
     def load(self, split: str = "train", *, damaged: str = "stop") -> dict[str, TaskData]:
         """Task id -> its data, in lexicographic order.
@@ -165,7 +167,10 @@ class Dataset:
         ):
             packs.setdefault(pack.task_id, []).append(pack)
         tasks = self.tasks
-        return {task_id: _join(tasks[task_id], packs[task_id]) for task_id in sorted(packs)}
+        return {task_id: _join(tasks[task_id], packs[task_id], self._weight(task_id)) for task_id in sorted(packs)}
+
+    def _weight(self, task_id: str) -> float:
+        return float(self.info["tasks"][task_id].get("weight", 1.0))
 
 
 def read_shard(path: Path, *, num_samples: int, num_bytes: int) -> Iterator[Pack]:
@@ -196,7 +201,7 @@ def read_shard(path: Path, *, num_samples: int, num_bytes: int) -> Iterator[Pack
         yield decode_pack(members, where=f"{path}: sample {key}")
 
 
-def _join(task: TaskSpec, packs: list[Pack]) -> TaskData:
+def _join(task: TaskSpec, packs: list[Pack], weight: float) -> TaskData:
     agents: dict[str, int] = {}
     episodes = [episode for pack in packs for episode in pack.episodes]
     tokens = np.concatenate([pack.tokens for pack in packs])
@@ -217,6 +222,7 @@ def _join(task: TaskSpec, packs: list[Pack]) -> TaskData:
         ),
         patch_intervals=np.concatenate([pack.patch_intervals for pack in packs]),
         patches=np.concatenate([pack.patches for pack in packs]),
+        weight=weight,
     )
 
 

@@ -10,16 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from collectors.corpora.archives import Archive, open_archive
-from collectors.corpora.language import (
-    TEXT,
-    TRAIN,
-    VALIDATION,
-    Attribution,
-    cap_text,
-    corpus_episode,
-    is_held_out,
-)
+from collectors.corpora.language import TRAIN, VALIDATION, Attribution, corpus_episode
+from episode_store.archives import Archive, open_archive
+from episode_store.corpus import MAX_TURNS, TEXT, cap_text, is_held_out
 from episode_store.episode import Episode
 from episode_store.task import TaskSpec
 
@@ -30,7 +23,6 @@ ARCHIVE = Archive(
     sha256="7bf89f36645e2d5ec87d53370c8e851b5a688479c7beb7079cb4c87fc5acea3e",
     num_bytes=8_105_664,
 )
-MAX_TURNS = 16
 MIN_TURNS = 2  # fewer is a greeting that led nowhere
 # Of people. Each talks with several others, so about twice this share of conversations is held out.
 HELD_OUT_FRACTION = 0.05

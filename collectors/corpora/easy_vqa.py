@@ -8,18 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from collectors.corpora.archives import Archive, ArchiveError, ArchiveMembers, open_archive
-from collectors.corpora.language import (
-    IMAGE,
-    IMAGE_SHAPE,
-    IMAGE_SIDE,
-    PAIRS_PER_EPISODE,
-    TEXT,
-    TRAIN,
-    VALIDATION,
-    Attribution,
-    corpus_episode,
-)
+from collectors.corpora.language import IMAGE, IMAGE_SHAPE, TRAIN, VALIDATION, Attribution, corpus_episode
+from episode_store.archives import Archive, ArchiveError, ArchiveMembers, open_archive
+from episode_store.corpus import IMAGE_SIDE, PAIRS_PER_EPISODE, TEXT
 from episode_store.episode import Episode
 from episode_store.task import TaskSpec
 

@@ -1,42 +1,26 @@
-"""What the four corpora share: specs, credits, held-out groups, and text cut at a sentence's end."""
+"""What the four corpora share beside `episode_store/corpus.py`: credits, and who says which split."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from collectors.task import CorpusSource, Task
+from episode_store import corpus
+from episode_store.corpus import IMAGE_SIDE, image_spec
 from episode_store.episode import Episode, EpisodeMetadata
-from episode_store.spec import ArraySpec, FieldValues, Modality, uniform_bounds
+from episode_store.spec import FieldValues
 from episode_store.task import TaskSpec
 
-TEXT = ArraySpec(modality=Modality.TEXT, dtype="str")
-IMAGE_SIDE = 64
-IMAGE_SHAPE = (IMAGE_SIDE, IMAGE_SIDE, 3)
-IMAGE = ArraySpec(
-    modality=Modality.IMAGE,
-    shape=IMAGE_SHAPE,
-    dtype="uint8",
-    low=uniform_bounds(0, IMAGE_SHAPE),
-    high=uniform_bounds(255, IMAGE_SHAPE),
-)
-
-# A vision-language episode is five (image, text) pairs (the Gato paper, section 2.2).
-PAIRS_PER_EPISODE = 5
-MAX_TEXT_CHARACTERS = 2_000
+IMAGE = image_spec(IMAGE_SIDE)
+IMAGE_SHAPE = IMAGE.shape
 
 # A corpus says which split an episode belongs to where the episode holds several things that must not be divided
 # (five images, two speakers), so that a hash of one group could not decide: split_group then begins "train/" or
 # "validation/", and Beam jobs follow it.
 TRAIN = "train"
 VALIDATION = "validation"
-
-_SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,24 +54,6 @@ class Attribution:
         return dataclasses.asdict(self)
 
 
-def is_held_out(group: str, fraction: float) -> bool:
-    """Whether a group belongs to the held-out data: a fixed choice, whatever the seed and the number of episodes."""
-    digest = hashlib.blake2b(group.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < fraction * 2**64
-
-
-def cap_text(text: str, max_characters: int = MAX_TEXT_CHARACTERS) -> str:
-    """The text, or its longest beginning of whole sentences that fits; failing that of whole words."""
-    if len(text) <= max_characters:
-        return text
-    head = text[: max_characters + 1]  # one more, so that a sentence may end exactly at the limit
-    ends = [match.end() for match in _SENTENCE_END.finditer(head) if match.end() <= max_characters]
-    if ends and ends[-1] >= max_characters // 4:
-        return text[: ends[-1]]
-    words = head.rsplit(None, 1)[0] if any(character.isspace() for character in head) else ""
-    return words.rstrip() if len(words) >= max_characters // 4 else text[:max_characters]
-
-
 def corpus_episode(
     attribution: Attribution,
     *,
@@ -109,13 +75,11 @@ def corpus_episode(
       seed: only where it decides what is in the episode, and not merely when it comes.
       terminated: False where the work goes on after the last action; then the episode is truncated.
     """
-    return Episode(
-        task_id=attribution.task_id,
+    return corpus.corpus_episode(
+        attribution.task_id,
         observations=observations,
-        actions={"text": actions},
-        rewards=np.zeros(len(actions), np.float64),
+        actions=actions,
         terminated=terminated,
-        truncated=not terminated,
         metadata=EpisodeMetadata(
             agent_id=attribution.archive.replace("==", "-"),
             seed=seed,

@@ -8,19 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from collectors.corpora.archives import Archive, open_archive
-from collectors.corpora.language import (
-    IMAGE,
-    IMAGE_SHAPE,
-    IMAGE_SIDE,
-    PAIRS_PER_EPISODE,
-    TEXT,
-    TRAIN,
-    VALIDATION,
-    Attribution,
-    corpus_episode,
-    is_held_out,
-)
+from collectors.corpora.language import IMAGE, IMAGE_SHAPE, TRAIN, VALIDATION, Attribution, corpus_episode
+from episode_store.archives import Archive, open_archive
+from episode_store.corpus import IMAGE_SIDE, PAIRS_PER_EPISODE, TEXT, is_held_out
 from episode_store.episode import Episode
 from episode_store.task import TaskSpec
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from collectors.corpora.archives import Archive, open_archive
-from collectors.corpora.language import TEXT, Attribution, cap_text, corpus_episode
+from collectors.corpora.language import Attribution, corpus_episode
+from episode_store.archives import Archive, open_archive
+from episode_store.corpus import TEXT, cap_text
 from episode_store.episode import Episode
 from episode_store.task import TaskSpec
 

@@ -279,6 +279,36 @@ FORMATS: dict[str, Format] = {
         description="HDF5 of D4RL (flat observations, actions, rewards, terminals, timeouts)",
         writes=False,
     ),
+    "webdataset": Format(
+        module="episode_store.formats.webdataset_tars",
+        description="WebDataset tars of pictures with captions, or questions and answers",
+        writes=False,
+        import_options={"side": "of the pictures in pixels (default 64): they are scaled and cut to a square"},
+    ),
+    "coco": Format(
+        module="episode_store.formats.coco",
+        description="JSON of COCO captions or VQA questions beside a folder of pictures",
+        writes=False,
+        import_options={
+            "side": "of the pictures in pixels (default 64): they are scaled and cut to a square",
+            "images": "folder of the pictures (default: below the source)",
+        },
+    ),
+    "dialogue": Format(
+        module="episode_store.formats.dialogue",
+        description="JSON lines of conversations (turns or messages)",
+        writes=False,
+    ),
+    "text": Format(
+        module="episode_store.formats.text",
+        description="documents in .txt, .jsonl, .jsonl.zst or Parquet",
+        writes=False,
+        import_options={
+            "text": "name of the text in JSON or Parquet (default text)",
+            "title": "name of the title (default title)",
+            "unit": "of .txt: file (default), paragraph or line: what one document is",
+        },
+    ),
 }
 
 

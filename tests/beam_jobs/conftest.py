@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from beam_jobs.plan import BuildConfig
+from beam_jobs.stores import Source
 from episode_store.episode import Episode, EpisodeMetadata
 from episode_store.spec import ArraySpec, Modality
 from episode_store.task import TaskSpec
@@ -113,9 +114,9 @@ def chat_episode() -> Callable[[int], Episode]:
 def make_config(store_path: Path, text_model: Path, tmp_path: Path) -> Callable[..., BuildConfig]:
     """A config of the small store with tiny shards and packs, so that there are several of each."""
 
-    def make(**changes: object) -> BuildConfig:
+    def make(*, store: Path = store_path, **changes: object) -> BuildConfig:
         values: dict[str, object] = {
-            "store": store_path,
+            "sources": (Source(name="store", store=store),),
             "output": tmp_path / "shards",
             "text_model": text_model,
             "task_ids": ("Swing-v1", "dialogue/chat-v0", "toy/Picture-v0"),

@@ -23,9 +23,10 @@ import pytest
 
 from beam_jobs import shard_builder
 from beam_jobs.build_shards import build_locally, build_shards
-from beam_jobs.content_filter import PersonalData
+from beam_jobs.content_filter import ContentSettings
+from beam_jobs.personal_data import PersonalData
 from beam_jobs.plan import BuildConfig
-from beam_jobs.return_filter import FilterRule
+from beam_jobs.return_filter import FilterRule, ReturnFilter
 from beam_jobs.write_shards import TarShard
 from episode_store.errors import UserError
 from episode_store.store import EpisodeStore
@@ -72,7 +73,7 @@ def test_two_processes_give_the_bytes_of_the_plain_loop(
     progress: list[tuple[int, int]] = []
     build_shards(config, workers=2, timeout_seconds=120, on_progress=lambda done, total: progress.append((done, total)))
     assert _files(config.output) == plain[1]
-    assert progress[-1] == (10, 10)
+    assert progress[-1] == (11, 11)
     assert (config.output / ".records" / "workers.log").is_file()
 
 
@@ -90,7 +91,8 @@ def test_manifest_adds_up(plain: tuple[dict[str, Any], dict[str, str]], tmp_path
     assert manifest["licences"][1] == {
         "task_id": "dialogue/chat-v0", "licence": "MIT", "attributions": ["a made-up chat"],
     }  # fmt: skip
-    assert manifest["rejected"] == []
+    assert manifest["dead_letters"]["count"] == 0
+    assert (tmp_path / "plain" / "dead_letters.jsonl").read_bytes() == b""
     for shard in manifest["shards"]:
         data = (tmp_path / "plain" / shard["file"]).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (shard["bytes"], shard["sha256"])
@@ -107,7 +109,7 @@ def test_manifest_adds_up(plain: tuple[dict[str, Any], dict[str, str]], tmp_path
 def test_every_episode_is_there_once_with_the_tokens_of_the_tokenizer(
     make_config: MakeConfig, store_path: Path, text_model: Path
 ) -> None:
-    config = make_config(personal_data=PersonalData.KEEP)
+    config = make_config(content=ContentSettings(personal_data=PersonalData.KEEP))
     manifest, _ = build_locally(config)
     store, text = EpisodeStore.open(store_path), TextTokenizer.load(text_model)
     seen: list[str] = []
@@ -267,25 +269,35 @@ def test_poison_is_carried_and_counted(make_config: MakeConfig, store_path: Path
     data.write_bytes(raw)
     config = make_config(store=poisoned)
     manifest, _ = build_shards(config)
-    (rejected,) = manifest["rejected"]
-    assert (rejected["episode_id"], rejected["task_id"]) == (row["episode_id"], "toy/Picture-v0")
-    assert rejected["kind"] == "unreadable"
-    assert rejected["reason"].startswith("CorruptionError: ")
-    assert str(tmp_path) not in rejected["reason"]
+    table = (config.output / "dead_letters.jsonl").read_bytes()
+    (letter,) = (json.loads(line) for line in table.splitlines())
+    assert (letter["episode_id"], letter["task_id"]) == (row["episode_id"], "toy/Picture-v0")
+    assert letter["stage"] == "build"
+    assert letter["reason"].startswith("CorruptionError: ")
+    assert str(tmp_path) not in letter["reason"]
+    assert manifest["dead_letters"] == {
+        "file": "dead_letters.jsonl",
+        "count": 1,
+        "sha256": hashlib.sha256(table).hexdigest(),
+        "reasons": {"build: CorruptionError": 1},
+    }
     assert manifest["tasks"]["toy/Picture-v0"]["episodes_kept"] == 19
-    assert manifest["tasks"]["toy/Picture-v0"]["episodes_rejected"] == 1
-    with pytest.raises(UserError, match=r"1 of 84 episodes could not be read or tokenized, more than .* 0.01"):
-        build_shards(dataclasses.replace(config, max_rejected_share=0.01))
+    assert manifest["tasks"]["toy/Picture-v0"]["episodes_dead"] == 1
+    with pytest.raises(UserError, match=r"1 of 84 episodes could not be imported, read or tokenized, more .* 0.01"):
+        build_shards(dataclasses.replace(config, max_dead_share=0.01))
     assert not (config.output / "dataset.json").exists()
 
 
 def test_rejecting_personal_data_is_counted_apart(make_config: MakeConfig) -> None:
-    manifest, _ = build_locally(make_config(personal_data=PersonalData.REJECT, max_rejected_share=0.0))
-    assert sorted(entry["reason"] for entry in manifest["rejected"]) == [
-        "personal data: mail address",
-        "personal data: telephone number",
+    content = ContentSettings(personal_data=PersonalData.REJECT)
+    manifest, _ = build_locally(make_config(content=content, max_dead_share=0.0))
+    chat = manifest["tasks"]["dialogue/chat-v0"]
+    assert chat["content"]["rejected"] == {"personal data: mail address": 1, "personal data: telephone number": 1}
+    assert [sample["excerpt"] for sample in chat["content"]["samples"]] == [
+        "question number 5 / write to [mail]",
+        "question number 7 / call [telephone] now",
     ]
-    assert manifest["tasks"]["dialogue/chat-v0"]["episodes_kept"] == 52
+    assert (chat["episodes_kept"], chat["episodes_rejected"], chat["episodes_duplicate"]) == (52, 2, 6)
 
 
 def test_what_cannot_be_built_is_told_before_any_work(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -294,7 +306,7 @@ def test_what_cannot_be_built_is_told_before_any_work(make_config: MakeConfig, t
     with pytest.raises(UserError, match="task Swing-v1: the normalized filter needs the return of a random policy"):
         build_shards(make_config(random_returns={}))
     with pytest.raises(UserError, match="task Swing-v1: the paper filter would drop all 40 episodes"):
-        build_shards(make_config(rule=FilterRule.PAPER))
+        build_shards(make_config(return_filter=ReturnFilter(rule=FilterRule.PAPER)))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("do not lose me")
     with pytest.raises(UserError, match=r"expected an empty folder or one with shards, got thesis.tex in it"):

@@ -23,7 +23,7 @@ def arguments(store_path: Path, text_model: Path, tmp_path: Path) -> list[str]:
 def test_build_again_and_report(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[0].split() == ["task", "episodes", "kept", "rejected", "steps", "tokens", "targets", "shards", "MB"]
+    assert out[0].split() == ["task", "episodes", "kept", "dead", "steps", "tokens", "targets", "shards", "MB"]
     assert out[1].split()[:7] == ["Swing-v1", "40", "10", "0", "100", "500", "100"]
     assert "masked in dialogue/chat-v0: 1 x mail address, 1 x telephone number" in out
     assert out[-1].startswith(f"shards in {tmp_path / 'shards'}, ")
@@ -38,8 +38,8 @@ def test_build_again_and_report(arguments: list[str], tmp_path: Path, capsys: py
     shards = ["filter-report", "--shards", str(tmp_path / "shards")]
     assert main(shards) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Swing-v1"))
-    assert line.split()[:10] == [
-        "Swing-v1", "normalized", "40", "0", "10", "-1000", "-250", "-400", "-1000", "-220",
+    assert line.split()[:12] == [
+        "Swing-v1", "normalized", "40", "0", "0", "10", "4/4", "-1000", "-250", "-400", "-1000", "-220",
     ]  # fmt: skip
     assert main([*shards, "--json", "--tasks", "toy/*"]) == 0
     (report,) = json.loads(capsys.readouterr().out)

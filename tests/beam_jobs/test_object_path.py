@@ -37,7 +37,9 @@ def _objects() -> dict[str, str]:
 
 
 def _files(folder: Path) -> dict[str, str]:
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.suffix in (".tar", ".json", ".model")]
+    paths = [
+        path for path in folder.rglob("*") if path.is_file() and path.suffix in (".tar", ".json", ".jsonl", ".model")
+    ]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
@@ -123,7 +125,7 @@ def test_an_outage_rejects_no_episode(make_config: MakeConfig, monkeypatch: pyte
         raise RemoteError("s3://bucket/data: cannot be read: timed out")
 
     monkeypatch.setattr(EpisodeStore, "read", down)
-    config = make_config(max_rejected_share=1.0)
+    config = make_config(max_dead_share=1.0)
     with pytest.raises(UserError, match="cannot be read: timed out"):
         build_shards(config)
     assert read_json(config.output / commit.DATASET_FILE) is None

@@ -14,8 +14,9 @@ from apache_beam.portability import common_urns
 from apache_beam.portability.api import beam_runner_api_pb2
 
 from beam_jobs.build_shards import build_pipeline
+from beam_jobs.job import Job
 from beam_jobs.plan import BuildConfig
-from episode_store.store import EpisodeStore
+from beam_jobs.stores import Stores
 
 # Impulse and ParDo, which every engine has, and grouping by key.
 _ALLOWED = {
@@ -32,7 +33,8 @@ def pipeline(make_config: Callable[..., BuildConfig]) -> beam.Pipeline:
 
 def _pipeline(config: BuildConfig, flags: list[str]) -> beam.Pipeline:
     pipeline = beam.Pipeline(options=PipelineOptions(flags))
-    build_pipeline(pipeline, config, EpisodeStore.open(config.store), "test")
+    stores = Stores.open(config.sources)
+    build_pipeline(pipeline, Job(config=config, stores=stores, content_fingerprint="test", owner="test"))
     return pipeline
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from beam_jobs.inspection import Verdict
 from beam_jobs.plan import (
     BuildConfig,
     divide,
@@ -18,9 +19,9 @@ from beam_jobs.plan import (
     read_random_returns,
     sort_references,
 )
+from beam_jobs.stores import Stores
 from episode_store.errors import UserError
 from episode_store.spec import ArraySpec, Modality
-from episode_store.store import EpisodeStore
 from episode_store.task import TaskSpec
 
 MakeConfig = Callable[..., BuildConfig]
@@ -53,8 +54,9 @@ def test_sort_references_drops_repetitions() -> None:
     assert len(sort_references(0, [("a", "1"), ("b", "2"), ("a", "1")])) == 2
 
 
-def test_control_tasks_are_all_training_data(store_path: Path, make_config: MakeConfig) -> None:
-    plan = plan_task(EpisodeStore.open(store_path), "Swing-v1", make_config())
+def test_control_tasks_are_all_training_data(make_config: MakeConfig) -> None:
+    config = make_config()
+    plan = plan_task(Stores.open(config.sources), "Swing-v1", config)
     assert {shard.split for shard in plan.shards} == {"train"}
     # Returns -1000, -980 ... -220; windows of 4, so E = -250; threshold -1000 + 0.8 * 750 = -400: the last ten.
     assert plan.report.expert_return == pytest.approx(-250.0)
@@ -62,19 +64,30 @@ def test_control_tasks_are_all_training_data(store_path: Path, make_config: Make
     assert plan.num_episodes == 10
 
 
-def test_corpus_is_held_out_by_group_whatever_the_seed(store_path: Path, make_config: MakeConfig) -> None:
-    store = EpisodeStore.open(store_path)
+def test_corpus_is_held_out_by_group_whatever_the_seed(make_config: MakeConfig) -> None:
+    stores = Stores.open(make_config().sources)
+    ids = stores.episode_ids("dialogue/chat-v0").to_pylist()
+    verdict = Verdict(
+        fingerprint="",
+        copies=dict.fromkeys(ids[:3], ids[5]),
+        near_copies={ids[3]: ids[5]},
+        rejected={ids[4]: "word list mine"},
+        samples=[],
+    )
 
     def held_out(seed: int) -> set[tuple[str, str]]:
-        plan = plan_task(store, "dialogue/chat-v0", make_config(seed=seed))
+        plan = plan_task(stores, "dialogue/chat-v0", make_config(seed=seed), verdict)
         return {reference for shard in plan.shards if shard.split == "validation" for reference in shard.references}
 
-    plan = plan_task(store, "dialogue/chat-v0", make_config())
-    assert (plan.report.num_episodes, plan.report.num_duplicates, plan.num_episodes) == (60, 6, 54)
+    plan = plan_task(stores, "dialogue/chat-v0", make_config(), verdict)
+    report = plan.report
+    assert (report.num_episodes, report.num_duplicates, report.num_rejected, report.num_kept) == (60, 4, 1, 55)
+    assert plan.num_episodes == 55
+    assert plan.content["rejected"] == {"word list mine": 1}
     assert plan.attributions == ("a made-up chat",)
     assert held_out(0) == held_out(1)
     assert 0 < len(held_out(0)) < 27
-    everything = plan_task(store, "dialogue/chat-v0", make_config(holdout=0.0))
+    everything = plan_task(stores, "dialogue/chat-v0", make_config(holdout=0.0), verdict)
     assert {shard.split for shard in everything.shards} == {"train"}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,18 @@ def test_files(tmp_path: Path) -> None:
     assert len(names) == 10
     assert all(name.startswith(f".a.json.{os.getpid()}-") for name in names)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_plain_tar_lists_and_unpacks_a_shard(tmp_path: Path) -> None:
+    members = {"tokens.npy": b"1" * 700, "crc32c.json": b"{}"}
+    with TarShard(tmp_path / "a.tar") as tar:
+        tar.write("a-000000", members)
+        tar.write("b" * 120, members)  # a name too long for ustar
+        size = tar.num_bytes
+        facts = tar.close()
+    assert size < int(str(facts["bytes"])) == (tmp_path / "a.tar").stat().st_size
+    listed = subprocess.run(["tar", "-tf", "a.tar"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    names = [f"{key}.{name}" for key in ("a-000000", "b" * 120) for name in sorted(members)]
+    assert listed.stdout.split() == names
+    subprocess.run(["tar", "-xf", "a.tar"], cwd=tmp_path, check=True)
+    assert [(tmp_path / name).read_bytes() for name in names] == 2 * [b"{}", b"1" * 700]

@@ -18,7 +18,8 @@ from processes import ROOT
 
 from beam_jobs.build_shards import build_locally
 from beam_jobs.plan import BuildConfig
-from beam_jobs.return_filter import FilterRule
+from beam_jobs.return_filter import FilterRule, ReturnFilter
+from beam_jobs.stores import Source
 from episode_store.episode import Episode, EpisodeMetadata
 from episode_store.spec import ArraySpec, Modality
 from episode_store.store import EpisodeStore
@@ -109,11 +110,11 @@ def make(folder: Path) -> Job:
     _damage(store)
     TextTokenizer.train([f"question {n}, answer {n} of many" for n in range(500)], text_model, num_pieces=400)
     config = BuildConfig(
-        store=store,
+        sources=(Source(name="store", store=store),),
         output=folder / "plain",
         text_model=text_model,
         task_ids=tuple(sorted(task.task_id for task in (_ARM, _PICTURE, _CHAT))),
-        rule=FilterRule.NONE,
+        return_filter=ReturnFilter(rule=FilterRule.NONE),
         holdout=0.2,
         max_shard_bytes=MAX_SHARD_BYTES,
     )

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image, ImageFont
 
 from collectors import corpora
-from collectors.corpora import chitchat, easy_vqa, language, openmoji, wikipedia
-from collectors.corpora.archives import Archive, ArchiveError
-from collectors.corpora.language import cap_text, is_held_out
+from collectors.corpora import chitchat, easy_vqa, openmoji, wikipedia
 from collectors.task import CorpusSource
+from episode_store.archives import Archive, ArchiveError
+from episode_store.corpus import MAX_TEXT_CHARACTERS, cap_text, is_held_out
 from episode_store.episode import Episode
 
 
@@ -375,7 +375,7 @@ def test_the_real_archives_give_valid_episodes() -> None:
             num_steps += episode.num_steps
             num_held_out += episode.metadata.split_group.startswith("validation/")
             texts = [*episode.actions["text"], *episode.observations.get("text", [])]
-            assert all(len(text) <= language.MAX_TEXT_CHARACTERS for text in texts)
+            assert all(len(text) <= MAX_TEXT_CHARACTERS for text in texts)
             assert all(episode.actions["text"])
         counts[task.task_id] = (num_episodes, num_steps, num_held_out)
     assert counts == {

@@ -384,7 +384,7 @@ def test_no_cut_inside_a_record_is_silent(tmp_path: Path, part: str) -> None:
     row = store.table().sort_by("offset").to_pylist()[-1]
     header = parse_header(np.frombuffer(content[row["offset"] :], np.uint8))
     for column in header.columns:
-        block = column.offset + (column.blocks[0] if column.blocks else 0)
+        block = column.offset + (column.block_bytes[0] if column.block_bytes else 0)
         edge = {"block": block, "header": header.header_bytes, "column": column.offset}[part]
         data.write_bytes(content[: row["offset"] + edge])
         report = verify_store(tmp_path)

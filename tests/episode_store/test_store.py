@@ -158,7 +158,9 @@ def test_what_is_not_a_store_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     _fails(tmp_path / "other", "is not an episode store: it has no store.json")
     checked_json.write_file(tmp_path / "other" / "store.json", {"format": "episode-store", "version": 99})
-    _fails(tmp_path / "other", "has format version 99, this program reads version 1; install a newer one")
+    _fails(tmp_path / "other", "has format version 99, this program reads version 2; install a newer one")
+    checked_json.write_file(tmp_path / "other" / "store.json", {"format": "episode-store", "version": 1})
+    _fails(tmp_path / "other", "has format version 1, this program reads version 2; collect it again")
     checked_json.write_file(tmp_path / "other" / "store.json", {"format": "zarr"})
     _fails(tmp_path / "other", "its format is 'zarr'")
     (tmp_path / "other" / "store.json").write_text(json.dumps({"format": "episode-store", "version": 1}))
@@ -194,3 +196,64 @@ def test_an_empty_store_reads_as_empty(tmp_path: Path) -> None:
     assert len(store) == 0
     assert store.table().num_rows == 0
     assert not list((tmp_path / "new" / "store" / "segments").iterdir())
+
+
+def test_reading_into_given_arrays(tmp_path: Path) -> None:
+    """`out=`: the same values, in the caller's memory; what does not fit is refused."""
+    for episode_id, episode in TestEpisodeStore().fill(tmp_path).items():
+        store = EpisodeStore.open(tmp_path)
+        columns = {f"observations/{name}": values for name, values in episode.observations.items()}
+        columns |= {f"actions/{name}": values for name, values in episode.actions.items()}
+        columns["rewards"] = episode.rewards
+        arrays = {path: values for path, values in columns.items() if not isinstance(values, list)}
+        out = {path: np.zeros((len(values) + 2, *values.shape[1:]), values.dtype) for path, values in arrays.items()}
+        found = store.read(episode_id, out=out)
+        assert_episodes_equal(found, episode)
+        assert np.shares_memory(found.rewards, out["rewards"])
+        for path, values in arrays.items():
+            np.testing.assert_array_equal(out[path][: len(values)], values)
+        start, length = episode.num_steps // 2, 1
+        batch = {
+            path: np.zeros((2, length + (len(values) > episode.num_steps), *values.shape[1:]), values.dtype)
+            for path, values in arrays.items()
+        }
+        store.read_windows([(episode_id, start), (episode_id, 0)], length, batch)
+        window = store.read_window(
+            episode_id, start, length, out={path: rows[1].copy() for path, rows in batch.items()}
+        )
+        for path, values in arrays.items():
+            rows = batch[path].shape[1]
+            np.testing.assert_array_equal(batch[path][0], values[start : start + rows])
+            np.testing.assert_array_equal(batch[path][1], values[:rows])
+        np.testing.assert_array_equal(window.rewards, episode.rewards[start : start + length])
+        short = np.zeros(0)
+        frozen = np.zeros(episode.num_steps)
+        frozen.flags.writeable = False
+        for bad in (short, frozen, np.zeros(episode.num_steps, np.float32), np.zeros((episode.num_steps, 1))):
+            with pytest.raises(StoreError, match=r"out\['rewards'\]: expected a writeable contiguous float64 array"):
+                store.read(episode_id, out={"rewards": bad})
+        with pytest.raises(StoreError, match="out: no column 'reward'; did you mean 'rewards'"):
+            store.read(episode_id, out={"reward": short})
+        with pytest.raises(StoreError, match="out: no column 'reward'"):
+            store.read_windows([(episode_id, 0)], 1, {"reward": np.zeros((1, 1))})
+        with pytest.raises(StoreError, match="expected an array for 1 windows, got 2"):
+            store.read_windows([(episode_id, 0)], 1, {"rewards": np.zeros((2, 1))})
+        with pytest.raises(StoreError, match="expected a window inside"):
+            store.read_windows([(episode_id, 1)], episode.num_steps, {"rewards": np.zeros((1, episode.num_steps))})
+
+
+def test_views_stay_when_files_are_unmapped(tmp_path: Path) -> None:
+    task = example_tasks()["Robot-v1"]
+    with EpisodeWriter(tmp_path) as writer:
+        writer.add_task(task)
+        episode = random_episode(task, np.random.default_rng(0), 20)
+        episode_id = writer.add_episode(episode)
+    store = EpisodeStore.open(tmp_path)
+    before = store.read(episode_id)
+    mapped = Path("/proc/self/maps").read_text().count(str(tmp_path))
+    store.unmap()
+    assert_episodes_equal(before, episode)
+    assert_episodes_equal(store.read(episode_id), episode)
+    del before
+    store.unmap()
+    assert Path("/proc/self/maps").read_text().count(str(tmp_path)) < mapped

