@@ -191,7 +191,7 @@ def _parallel_loss(sharding: str) -> float:
         given.write_text(json.dumps(config.to_json()))
         for ranks, run in runs.items():
             launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-            script = [str(Path(__file__).with_name("train_once.py")), str(shards()), str(run), str(given)]
+            script = ["-m", "benchmarks.train_once", str(shards()), str(run), str(given)]
             subprocess.run(
                 [sys.executable, *(launch if ranks > 1 else []), *script], check=True, capture_output=True,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
