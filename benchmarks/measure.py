@@ -139,10 +139,10 @@ class Alone:
         values = [self.ours() for _ in range(min(rounds, self.most_rounds or rounds))]
         return {
             "name": self.name,
-            "value": _rounded(statistics.median(values)),
+            "value": rounded(statistics.median(values)),
             "unit": self.unit,
             "goal": self.goal,
-            "spread": [_rounded(min(values)), _rounded(max(values))],
+            "spread": [rounded(min(values)), rounded(max(values))],
             **self.facts,
             "machine": machine(),
             "commit": commit(),
