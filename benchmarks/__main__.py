@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from pathlib import Path
 
 from benchmarks.measure import RESULTS, append
 
@@ -11,6 +12,7 @@ from benchmarks.measure import RESULTS, append
 SUBJECTS = (
     *("tokenize", "content", "shards.tokens", "shards.patches", "beam", "beam.flink", "beam.million", "collect"),
     *("store.million", "store.view", "store.image", "store.state", "store.checksum", "store.memory"),
+    *("train", "act", "gpu"),
 )
 
 
@@ -19,7 +21,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", help=f"ids or beginnings of ids, such as {', '.join(SUBJECTS)} (all)")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="rounds of ours and the peer (7)")
+    parser.add_argument("--nanogpt", metavar="DIR", type=Path, help="folder of nanoGPT's model.py, for `train`")
     arguments = parser.parse_args()
+    if arguments.nanogpt is not None:
+        from benchmarks import train_peers
+
+        if not (arguments.nanogpt / "model.py").is_file():
+            parser.error(f"--nanogpt {arguments.nanogpt}: there is no model.py")
+        train_peers.nanogpt_folder = arguments.nanogpt
     for name in arguments.names:
         if not any(_concerns(name, subject) for subject in SUBJECTS):
             parser.error(f"{name}: no such measure; ids begin with {', '.join(SUBJECTS)}")
@@ -30,10 +39,10 @@ def main() -> int:
             if not arguments.names or measure.name.startswith(tuple(arguments.names)):
                 result = measure.run(arguments.rounds)
                 append(result)
-                print(
-                    f"{measure.name}: {result['value']} {measure.unit}; {result['peer']}: {result['peer_value']}; "
-                    f"ratio {result['ratio']} {result['spread']}"
+                beside = (
+                    f"{result['peer']}: {result['peer_value']}; ratio {result['ratio']}" if "peer" in result else ""
                 )
+                print(f"{measure.name}: {result['value']} {measure.unit}; {beside} {result['spread']}")
                 for name in result.get("not_measured", ()):  # type: ignore[attr-defined]
                     print(f"  not measured: {name}")
     print(f"appended to {RESULTS}")

@@ -123,6 +123,32 @@ class Race:
         }
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Alone:
+    """A value without a peer; each call of `ours` measures it once."""
+
+    name: str
+    unit: str
+    goal: float | None
+    ours: Callable[[], float]
+    most_rounds: int | None = None
+    facts: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+    def run(self, rounds: int) -> dict[str, object]:
+        """A line of `results.jsonl`: `value` is the median, `spread` the range."""
+        values = [self.ours() for _ in range(min(rounds, self.most_rounds or rounds))]
+        return {
+            "name": self.name,
+            "value": rounded(statistics.median(values)),
+            "unit": self.unit,
+            "goal": self.goal,
+            "spread": [rounded(min(values)), rounded(max(values))],
+            **self.facts,
+            "machine": machine(),
+            "commit": commit(),
+        }
+
+
 def cpu_seconds(function: Callable[[], object]) -> float:
     """Seconds of this process's CPU that one call takes."""
     return _seconds(function, 1)

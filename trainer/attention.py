@@ -145,6 +145,9 @@ class KeyValueCache:
 
     `extend` begins a pass over T new tokens of some of the sequences, of which `valid` are real and the others, on the
     right, are padding: they are written beyond the end and overwritten by what comes next.
+
+    With a `window` a token sees itself and the window - 1 tokens before it, and a sequence has no end: position p lies
+    in place p modulo `capacity`, where it replaces one that no token can see any more. The positions go on growing.
     """
 
     def __init__(
@@ -157,18 +160,26 @@ class KeyValueCache:
         key_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        window: int | None = None,
     ) -> None:
         shape = (num_blocks, batch_size, num_heads, capacity, key_size)
+        self._window = window
         self._keys = torch.zeros(shape, dtype=dtype, device=device)
         self._values = torch.zeros(shape, dtype=dtype, device=device)
         self._lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        self._rows = self._positions = torch.zeros(0, dtype=torch.int64, device=device)
+        self._rows = self._places = self._distances = torch.zeros(0, dtype=torch.int64, device=device)
         self._mask = torch.zeros(0, dtype=torch.bool, device=device)
+        self._num_distances = 0
 
     @property
     def capacity(self) -> int:
-        """Most tokens of one sequence."""
+        """Most tokens of one sequence; with a window, most tokens of one that are kept."""
         return self._keys.shape[3]
+
+    @property
+    def most_at_once(self) -> int:
+        """Most tokens of one sequence in one pass: more would replace what the first of them has to see."""
+        return self.capacity if self._window is None else self.capacity - self._window + 1
 
     def clear(self, rows: Tensor) -> None:
         """Forgets what these sequences have seen."""
@@ -182,39 +193,48 @@ class KeyValueCache:
 
     def extend(self, rows: Tensor, valid: Tensor) -> Tensor:
         """Adds `valid` [B'] tokens to each of `rows` [B']; returns their positions, int64 [B', T], T = max(valid)."""
-        device = self._lengths.device
-        self._rows = rows
-        self._positions = self._lengths[rows, None] + torch.arange(int(valid.max()), device=device)
-        end = int(self._positions.max()) + 1
-        if end > self.capacity:
-            raise ValueError(f"a cache of {self.capacity} tokens cannot hold {end}")
-        self._mask = (torch.arange(end, device=device) <= self._positions[:, :, None])[:, None]
+        device, width = self._lengths.device, int(valid.max())
+        positions = self._lengths[rows, None] + torch.arange(width, device=device)
+        end = int(positions.max()) + 1
+        if width > self.most_at_once or (self._window is None and end > self.capacity):
+            raise ValueError(f"a cache of {self.capacity} tokens cannot hold {end}, {width} of them at once")
+        places = torch.arange(min(end, self.capacity), device=device)
+        # The newest position that each place can hold; negative where nothing was written yet.
+        last = positions[:, -1:]
+        held = last - (last - places) % self.capacity  # [B', places]
+        distances = positions[:, :, None] - held[:, None]  # [B', T, places]
+        mask = (distances >= 0) & (held >= 0)[:, None]
+        if self._window is not None:
+            mask &= distances < self._window
+        self._rows, self._places = rows, positions % self.capacity
+        self._num_distances = min(end, self._window or end)
+        self._distances, self._mask = distances.clamp(0, self._num_distances - 1), mask[:, None]
         self._lengths[rows] += valid
-        return self._positions
+        return positions
 
     @property
     def num_distances(self) -> int:
-        """Most tokens of one of the sequences that `extend` was called for."""
-        return self._mask.shape[-1]
+        """Tokens that a token of the sequences that `extend` was called for sees at most."""
+        return self._num_distances
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, *, block: int, relative: Relative | None = None
     ) -> Tensor:
         """[B' * T, H, K] each -> [B' * T, H, K]."""
-        query, key, value = (part.view(*self._positions.shape, *part.shape[1:]) for part in (query, key, value))
+        query, key, value = (part.view(*self._places.shape, *part.shape[1:]) for part in (query, key, value))
         keys, values = self._keys[block], self._values[block]
-        keys[self._rows[:, None], :, self._positions] = key.to(keys.dtype)
-        values[self._rows[:, None], :, self._positions] = value.to(values.dtype)
-        end = self._mask.shape[-1]
+        keys[self._rows[:, None], :, self._places] = key.to(keys.dtype)
+        values[self._rows[:, None], :, self._places] = value.to(values.dtype)
+        used = self._mask.shape[-1]
         if len(self._rows) == len(keys):  # all of them, in order
-            keys, values = keys[:, :, :end], values[:, :, :end]
+            keys, values = keys[:, :, :used], values[:, :, :used]
         else:
-            keys, values = keys[self._rows, :, :end], values[self._rows, :, :end]
+            keys, values = keys[self._rows, :, :used], values[self._rows, :, :used]
         query, mask = query.transpose(1, 2).to(keys.dtype), self._mask
         if relative is not None:
-            distances = (self._positions[:, :, None] - torch.arange(end, device=mask.device)).clamp_min(0)
-            position_scores = relative.scores(query, end).flip(-1)
-            position_scores = position_scores.gather(-1, distances[:, None].expand_as(position_scores))
+            position_scores = relative.scores(query, self.num_distances).flip(-1)
+            wanted = self._distances[:, None].expand(-1, query.shape[1], -1, -1)
+            position_scores = position_scores.gather(-1, wanted)
             mask = (position_scores * query.shape[-1] ** -0.5).masked_fill(~mask, float("-inf"))
             query = query + relative.content_bias[:, None].to(query.dtype)
         mixed = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)

@@ -24,9 +24,11 @@ from episode_store.command_line import (
 from episode_store.errors import UserError
 from episode_store.files import write_json
 from trainer import presets
+from trainer.cli_acting import acting_config, add_acting, control_tasks
 from trainer.cli_collect import add_collect
 from trainer.cli_export import add_export
 from trainer.cli_plan import add_plan
+from trainer.cli_serve import add_serve
 from trainer.config import TrainConfig, override
 
 SCORES_FILE = "scores.json"
@@ -40,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_plan(command)
     _add_evaluate(command)
     add_collect(command)
+    add_serve(command)
     add_export(command)
     report = command.verb(
         "report",
@@ -143,10 +146,7 @@ def _add_evaluate(command: CommandLine) -> None:
     add_episodes(evaluate, 50)
     add_seed(evaluate)
     evaluate.add_argument("--workers", type=positive_int, default=1, metavar="N", help="processes (1)")
-    evaluate.add_argument("--temperature", type=float, default=None, metavar="T", help="of sampling discrete actions")
-    evaluate.add_argument("--bin-temperature", type=float, default=None, metavar="T", help="of continuous ones")
-    evaluate.add_argument("--prompt-steps", type=int, default=None, metavar="N", help="steps of prompt; 0 for none")
-    evaluate.add_argument("--history-steps", type=positive_int, default=None, metavar="N", help="past steps it sees")
+    add_acting(evaluate)
     evaluate.add_argument(
         "--purpose", choices=("test", "develop"), default="test", help="which seeds: make choices on develop only"
     )
@@ -159,36 +159,21 @@ def _add_evaluate(command: CommandLine) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    import fnmatch
-
     from collectors.seeds import Purpose, episode_seeds
     from trainer import checkpoint
     from trainer.evaluate import EvaluationJob, evaluate, film, summarize
     from trainer.language import LanguageConfig, evaluate_language
-    from trainer.policy import ActingConfig
     from trainer.shards import Dataset
 
     run, shards, output = Path(arguments.run), Path(arguments.shards), Path(arguments.output)
     dataset = Dataset.open(shards)
     checkpoint.latest(run)
-    control = sorted(task_id for task_id, task in dataset.tasks.items() if not task.is_corpus)
-    chosen = control
-    if arguments.tasks is not None:
-        for pattern in arguments.tasks:
-            if not fnmatch.filter(control, pattern):
-                raise UserError(f"{shards}: no control task matches {pattern!r}; there are {', '.join(control)}")
-        chosen = [task_id for task_id in control if any(fnmatch.fnmatchcase(task_id, p) for p in arguments.tasks)]
-    given = {
-        "temperature": arguments.temperature,
-        "bin_temperature": arguments.bin_temperature,
-        "prompt_steps": arguments.prompt_steps,
-        "history_steps": arguments.history_steps,
-    }
+    chosen = control_tasks(dataset, arguments.tasks)
     purpose = Purpose[arguments.purpose.upper()]
     job = EvaluationJob(
         run=run,
         shards=shards,
-        acting=ActingConfig(**{name: value for name, value in given.items() if value is not None}),
+        acting=acting_config(arguments),
         seeds=tuple(episode_seeds(purpose, seed=arguments.seed, count=arguments.episodes)),
         scores=Path(arguments.scores) if arguments.scores else None,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import fnmatch
 from pathlib import Path
 
 from episode_store.command_line import (
@@ -17,7 +16,7 @@ from episode_store.command_line import (
     print_table,
     progress,
 )
-from episode_store.errors import UserError
+from trainer.cli_acting import acting_config, add_acting, control_tasks
 
 _NUM_ENVS = 16
 
@@ -36,25 +35,21 @@ def add_collect(command: CommandLine) -> None:
     add_tasks(collect)
     add_episodes(collect, 50)
     add_seed(collect)
+    add_acting(collect)
 
 
 def _collect(arguments: argparse.Namespace) -> int:
     from collectors.collection import CollectionJob, collect_with
     from trainer.evaluate import generalist_policy
-    from trainer.policy import ActingConfig
     from trainer.shards import Dataset
 
     dataset = Dataset.open(Path(arguments.shards))
-    control = sorted(task_id for task_id, task in dataset.tasks.items() if not task.is_corpus)
-    patterns = arguments.tasks or ["*"]
-    for pattern in patterns:
-        if not fnmatch.filter(control, pattern):
-            raise UserError(f"{arguments.shards}: no control task matches {pattern!r}; there are {', '.join(control)}")
-    chosen = [task_id for task_id in control if any(fnmatch.fnmatchcase(task_id, pattern) for pattern in patterns)]
+    chosen = control_tasks(dataset, arguments.tasks)
+    acting = acting_config(arguments)
     results = []
     with progress(description="collecting", total=len(chosen) * arguments.episodes, unit="episodes") as bar:
         for task_id in chosen:
-            policy = generalist_policy(Path(arguments.run), dataset, task_id, ActingConfig())
+            policy = generalist_policy(Path(arguments.run), dataset, task_id, acting)
             job = CollectionJob(
                 task_id=task_id,
                 store=arguments.store,

@@ -61,6 +61,17 @@ class Fragment:
             patch_positions=nothing.reshape(0, 2),
         )
 
+    def part(self, start: int, stop: int) -> Fragment:
+        """The tokens [start, stop)."""
+        low, high = np.searchsorted(self.patch_slots, (start, stop))
+        return Fragment(
+            tokens=self.tokens[start:stop],
+            local_positions=self.local_positions[start:stop],
+            patches=self.patches[low:high],
+            patch_slots=self.patch_slots[low:high] - start,
+            patch_positions=self.patch_positions[low:high],
+        )
+
     @classmethod
     def join(cls, parts: Sequence[Fragment]) -> Fragment:
         """One after the other."""
@@ -75,9 +86,14 @@ class Fragment:
 
 
 class Decoder:
-    """A batch of sequences that grow; each is one row of the cache."""
+    """A batch of sequences that grow; each is one row of the cache.
 
-    def __init__(self, model: Generalist, *, batch_size: int, capacity: int, precision: str) -> None:
+    With a `window` they have no end: a token sees itself and the window - 1 tokens before it.
+    """
+
+    def __init__(
+        self, model: Generalist, *, batch_size: int, capacity: int, precision: str, window: int | None = None
+    ) -> None:
         self._model = model
         self._device = next(model.parameters()).device
         self._precision = precision
@@ -90,6 +106,7 @@ class Decoder:
             key_size=config.key_size,
             dtype=torch.float32,
             device=self._device,
+            window=window,
         )
 
     @property
@@ -104,10 +121,21 @@ class Decoder:
     @torch.no_grad()
     def feed(self, fragments: Sequence[Fragment], rows: Sequence[int], *, fresh: bool = False) -> torch.Tensor:
         """Appends a fragment to each of `rows`; returns the final hidden state of its last token, [len(rows), D]."""
+        if fresh:
+            self._cache.clear(torch.tensor(rows, device=self._device))
+        most, longest = self._cache.most_at_once, max(len(fragment.tokens) for fragment in fragments)
+        if longest <= most:
+            return self._feed(fragments, rows)
+        last = torch.empty((len(rows), self._model.config.width), device=self._device)
+        for start in range(0, longest, most):
+            going = [index for index, fragment in enumerate(fragments) if len(fragment.tokens) > start]
+            parts = [fragments[index].part(start, start + most) for index in going]
+            last[going] = self._feed(parts, [rows[index] for index in going])
+        return last
+
+    def _feed(self, fragments: Sequence[Fragment], rows: Sequence[int]) -> torch.Tensor:
         device = self._device
         row_numbers = torch.tensor(rows, device=device)
-        if fresh:
-            self._cache.clear(row_numbers)
         lengths = np.array([len(fragment.tokens) for fragment in fragments])
         width = int(lengths.max())
         tokens = np.zeros((len(rows), width), np.int64)
@@ -136,12 +164,18 @@ class Decoder:
 
     @torch.no_grad()
     def sample_action(
-        self, hidden: torch.Tensor, low: int, high: int, rngs: Sequence[np.random.Generator], temperature: float
+        self,
+        hidden: torch.Tensor,
+        low: int,
+        high: int,
+        rngs: Sequence[np.random.Generator],
+        temperature: float,
+        top_k: int = 0,
     ) -> np.ndarray:
         """An id in [low, high), discrete values or bins, for each row of `hidden` [n, D]."""
         shift = CONTINUOUS_OFFSET - NUM_DISCRETE if low >= CONTINUOUS_OFFSET else 0
         logits = self._model.control_logits(hidden)[:, low - shift : high - shift]
-        return _sample(logits, rngs, temperature) + low
+        return _sample(logits, rngs, temperature, top_k) + low
 
     @torch.no_grad()
     def sample_text(
@@ -151,9 +185,14 @@ class Decoder:
         return _sample(self._model.text_logits(hidden)[:, :num_pieces], rngs, temperature)
 
 
-def _sample(logits: torch.Tensor, rngs: Sequence[np.random.Generator], temperature: float) -> np.ndarray:
-    """Softmax at `temperature`, or the most likely at 0."""
+def _sample(
+    logits: torch.Tensor, rngs: Sequence[np.random.Generator], temperature: float, top_k: int = 0
+) -> np.ndarray:
+    """Softmax at `temperature` over the `top_k` most likely (0: over all), or the most likely at 0."""
     values = logits.float().cpu().numpy()
+    if 0 < top_k < values.shape[1]:
+        least = np.partition(values, -top_k, axis=1)[:, -top_k, None]
+        values = np.where(values >= least, values, -np.inf)
     if temperature > 0:
         # The Gumbel trick: one generator a row, so a row's choice does not depend on its neighbours.
         values = values / temperature + np.stack([rng.gumbel(size=values.shape[1]) for rng in rngs])

@@ -77,7 +77,7 @@ class InputEmbedding(nn.Module):
             nn.init.normal_(layer.weight, std=fan_in**-0.5, generator=generator)
             nn.init.zeros_(layer.get_parameter("bias"))
 
-    def picture_parameters(self) -> list[nn.Parameter]:
+    def picture_parameters(self) -> list[Tensor]:
         """What only pictures use."""
         return [*self.patches.parameters(), self.patch_rows.weight, self.patch_columns.weight]
 

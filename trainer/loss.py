@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from torch.nn import functional
 
 from tokenization.vocabulary import CONTINUOUS_OFFSET, NUM_BINS, NUM_DISCRETE
 from trainer.model import Generalist
+
+_ROWS_AT_ONCE = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,8 +59,7 @@ def target_losses(model: Generalist, hidden_ND: Tensor, targets: Targets, sigma_
     (text,) = targets.is_text.nonzero(as_tuple=True)
     (control,) = (~targets.is_text).nonzero(as_tuple=True)
     if len(text):
-        logits = model.text_logits(hidden_KD[text]).float()
-        losses = losses.index_put((text,), functional.cross_entropy(logits, targets.ids[text], reduction="none"))
+        losses = losses.index_put((text,), _text_losses(model, hidden_KD[text], targets.ids[text]))
     if len(control):
         logits = model.control_logits(hidden_KD[control]).float()
         ids = targets.ids[control]
@@ -75,6 +77,47 @@ def target_losses(model: Generalist, hidden_ND: Tensor, targets: Targets, sigma_
             control_losses = functional.cross_entropy(logits, columns, reduction="none")
         losses = losses.index_put((control,), control_losses)
     return losses
+
+
+def _text_losses(model: Generalist, hidden_KD: Tensor, ids_K: Tensor) -> Tensor:
+    if hidden_KD.is_cuda or not torch.is_grad_enabled():
+        return functional.cross_entropy(model.text_logits(hidden_KD).float(), ids_K, reduction="none")
+    is_cast = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if is_cast else hidden_KD.dtype
+    losses: Tensor = _LinearCrossEntropy.apply(hidden_KD.to(dtype), model.text_table().to(dtype), ids_K)
+    return losses
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Cross-entropy of hidden @ table.T, a few rows at a time, so that a CPU keeps their logits in its cache.
+
+    The forward pass leaves the gradient of the logits behind: what comes from above scales its rows, and that can be
+    done to the narrow factors of the products instead.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_KD: Tensor, table_VD: Tensor, ids_K: Tensor) -> Tensor:
+        gradient_KV = hidden_KD.new_empty((len(ids_K), len(table_VD)))
+        losses = torch.empty(len(ids_K), dtype=torch.float32)
+        for start in range(0, len(ids_K), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            ids = ids_K[rows, None]
+            logits = (hidden_KD[rows] @ table_VD.T).float()
+            top, place = logits.max(1, keepdim=True)
+            chosen = logits.gather(1, ids)
+            probabilities = logits.softmax(1)
+            losses[rows] = (top - probabilities.gather(1, place).log() - chosen)[:, 0]
+            gradient_KV[rows] = probabilities.scatter_add_(1, ids, torch.full_like(chosen, -1.0))
+        ctx.save_for_backward(hidden_KD, table_VD, gradient_KV)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden_KD, table_VD, gradient_KV = ctx.saved_tensors
+        scale = above[0][:, None]
+        hidden_gradient = (gradient_KV @ table_VD) * scale
+        table_gradient = gradient_KV.T @ (hidden_KD * scale).to(gradient_KV.dtype)
+        return hidden_gradient.to(hidden_KD.dtype), table_gradient, None
 
 
 def weighted_mean(losses_K: Tensor, targets: Targets, total_weight: Tensor) -> Tensor:

@@ -165,6 +165,10 @@ class Generalist(nn.Module):
         tables = (self.embedding.text.weight, self.embedding.bins.weight)
         return torch.cat([functional.linear(hidden, table.to(hidden.dtype)) for table in tables], dim=-1)
 
+    def text_table(self) -> Tensor:
+        """The rows [33025, D] that `text_logits` multiplies with."""
+        return torch.cat((self.embedding.text.weight, self.embedding.bins.weight))
+
     def control_logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., 2048] of the ids that actions are made of: the 1,024 discrete ones, then the 1,024 bins."""
         tables = (self.embedding.text.weight[:NUM_DISCRETE], self.embedding.bins.weight[:NUM_BINS])

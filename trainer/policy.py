@@ -16,6 +16,9 @@ from trainer.decoder import Decoder, Fragment
 from trainer.model import Generalist
 from trainer.shards import TaskData
 
+# A rolling cache takes so many new tokens in one pass; longer ones are cut.
+_PASS_TOKENS = 256
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ActingConfig:
@@ -26,6 +29,10 @@ class ActingConfig:
       bin_temperature: the same for the bins of continuous actions.
       prompt_steps: most steps of the demonstration that an episode is prompted with; 0 for no prompt.
       history_steps: most past steps of the running episode that the network sees; then the older half is dropped.
+      rolling_tokens: 0 for the rule of `history_steps`; else the network sees the last so many tokens, whole steps or
+        not, and each is computed once however long the episode is. The prompt, which is oldest, is forgotten first. At
+        most what it was trained with (`sampler.context_tokens`).
+      top_k: samples among so many of the most likely values only; 0 for all.
       precision: "fp32", "bf16" or "fp16".
     """
 
@@ -33,7 +40,24 @@ class ActingConfig:
     bin_temperature: float = 0.3
     prompt_steps: int = 2
     history_steps: int = 3
+    rolling_tokens: int = 0
+    top_k: int = 0
     precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "bin_temperature", "prompt_steps", "rolling_tokens", "top_k"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"acting: {name} {getattr(self, name)}: expected 0 or more")
+        if self.history_steps < 1:
+            raise UserError(f"acting: history_steps {self.history_steps}: expected 1 or more")
+
+    def check_context(self, context_tokens: int) -> None:
+        """Raises UserError when more is to be seen than what the network was trained with."""
+        if self.rolling_tokens > context_tokens:
+            raise UserError(
+                f"--rolling-tokens {self.rolling_tokens}: the network was trained with {context_tokens}, expected at "
+                "most as many"
+            )
 
 
 class PromptSource:
@@ -98,9 +122,7 @@ class GeneralistPolicy:
         decoder = self._prepare(slots, fragments)
         states = [self._slots[slot] for slot in slots]
         for state, fragment in zip(states, fragments, strict=True):
-            if len(state.history) >= self._config.history_steps:
-                state.history = state.history[len(state.history) - self._config.history_steps // 2 :]
-                state.fresh = True
+            self._forget(state)
             state.history.append(fragment)
         hidden: Any = None
         for fresh in (True, False):
@@ -126,11 +148,23 @@ class GeneralistPolicy:
         for index, token in enumerate(self._layout):
             is_bin = token.low >= CONTINUOUS_OFFSET
             temperature = self._config.bin_temperature if is_bin else self._config.temperature
-            column = decoder.sample_action(hidden, token.low, token.high, rngs, temperature)
+            column = decoder.sample_action(hidden, token.low, token.high, rngs, temperature, self._config.top_k)
             columns.append(column)
             if index + 1 < len(self._layout):
                 hidden = decoder.feed([Fragment.of_action([one]) for one in column], range(len(states)))
         return np.stack(columns, axis=1)
+
+    def _forget(self, state: _Slot) -> None:
+        """Drops what is too old to be fed again."""
+        if self._config.rolling_tokens:
+            # The cache rolls by itself; this is for a sequence that has to be begun anew.
+            total = sum(len(fragment.tokens) for fragment in state.history)
+            while total > self._config.rolling_tokens:
+                state.prompt = None
+                total -= len(state.history.pop(0).tokens)
+        elif len(state.history) >= self._config.history_steps:
+            state.history = state.history[len(state.history) - self._config.history_steps // 2 :]
+            state.fresh = True
 
     @staticmethod
     def _whole(state: _Slot) -> Fragment:
@@ -142,19 +176,29 @@ class GeneralistPolicy:
 
     def _prepare(self, slots: Sequence[int], fragments: Sequence[Fragment]) -> Decoder:
         """A decoder whose row i is slots[i]; rows of episodes that ended are dropped."""
-        longest_step = max(len(fragment.tokens) for fragment in fragments) + len(self._layout)
-        prompts = [self._slots[slot].prompt for slot in slots]
-        prompt = max((len(prompt.tokens) for prompt in prompts if prompt is not None), default=0)
-        capacity = prompt + (self._config.history_steps + 1) * longest_step + 8
+        window = self._config.rolling_tokens or None
+        capacity = window + _PASS_TOKENS - 1 if window else self._most_tokens(slots, fragments)
         if self._decoder is None or self._decoder.capacity < capacity:
             for slot in slots:
                 self._slots[slot].fresh = True
             self._decoder = Decoder(
-                self._model, batch_size=len(slots), capacity=capacity + 64, precision=self._config.precision
+                self._model,
+                batch_size=len(slots),
+                capacity=capacity if window else capacity + 64,
+                precision=self._config.precision,
+                window=window,
             )
             self._rows = list(slots)
         elif self._rows != list(slots):
             place = {slot: row for row, slot in enumerate(self._rows)}
+            for slot in set(slots) - set(place):
+                self._slots[slot].fresh = True
             self._decoder.keep([place.get(slot, -1) for slot in slots])
             self._rows = list(slots)
         return self._decoder
+
+    def _most_tokens(self, slots: Sequence[int], fragments: Sequence[Fragment]) -> int:
+        longest_step = max(len(fragment.tokens) for fragment in fragments) + len(self._layout)
+        prompts = [self._slots[slot].prompt for slot in slots]
+        prompt = max((len(prompt.tokens) for prompt in prompts if prompt is not None), default=0)
+        return prompt + (self._config.history_steps + 1) * longest_step + 8

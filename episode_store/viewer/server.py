@@ -1,17 +1,14 @@
 """Serves the page to this machine's user, and to nobody else.
 
-- It listens on 127.0.0.1 only.
+- `loopback.py` listens on 127.0.0.1 only, and checks that the Host header names this machine.
 - Every request must carry the random token of the address that the command printed. There is no cookie, so another
   site's page has nothing that a browser would send along.
 - A browser is started with a code that works once, since other users of the machine can read a command's arguments.
-- The Host header must name this machine, so a site cannot reach it by pointing its own name here (DNS rebinding). Any
-  port is taken, so that a tunnel (ssh -L) works.
 - Only GET and HEAD, only the routes below; no path is ever looked up on the disk.
 """
 
 from __future__ import annotations
 
-import http.server
 import json
 import secrets
 import threading
@@ -21,15 +18,12 @@ from http import HTTPStatus
 from typing import Any
 
 from episode_store.errors import CorruptionError, UserError
+from episode_store.loopback import ADDRESS, LoopbackHandler, LoopbackServer
 from episode_store.viewer import page
 from episode_store.viewer.content import Content
 
-ADDRESS = "127.0.0.1"
-_HOSTS = ("127.0.0.1", "localhost")
-_TIMEOUT_SECONDS = 30
 
-
-class ViewerServer(http.server.ThreadingHTTPServer):
+class ViewerServer(LoopbackServer):
     """Serves a store's content until `shutdown`.
 
     Args:
@@ -40,18 +34,11 @@ class ViewerServer(http.server.ThreadingHTTPServer):
       UserError: the port is taken.
     """
 
-    daemon_threads = True
-
     def __init__(self, content: Content, *, port: int = 0) -> None:
         self.content = content
-        self.token = secrets.token_urlsafe(24)
         self._code = secrets.token_urlsafe(24)
         self._lock = threading.Lock()
-        try:
-            super().__init__((ADDRESS, port), _Handler)
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(f"port {port}: {reason}; choose another with --port, or leave it out") from None
+        super().__init__(_Handler, port=port)
 
     @property
     def url(self) -> str:
@@ -72,22 +59,18 @@ class ViewerServer(http.server.ThreadingHTTPServer):
         return valid
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class _Handler(LoopbackHandler):
     server: ViewerServer
-    protocol_version = "HTTP/1.1"
-    timeout = _TIMEOUT_SECONDS
-    server_version = "episode_store"
-    sys_version = ""
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802
         """Answers, or says why not."""
         parts = urllib.parse.urlsplit(self.path)
         asked = dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True))
-        if not _is_local(self.headers.get_all("Host") or []):
+        if not self.names_this_machine:
             self._refuse(HTTPStatus.FORBIDDEN, "this host is not served here")
         elif parts.path == "/" and "once" in asked and self.server.redeem(asked["once"]):
             self._send(HTTPStatus.SEE_OTHER, "text/plain", b"", location=f"/?token={self.server.token}")
-        elif not secrets.compare_digest(asked.pop("token", "").encode(), self.server.token.encode()):
+        elif not self.server.admits(asked.pop("token", "")):
             self._refuse(HTTPStatus.FORBIDDEN, "the token is missing or wrong: open the address that `view` printed")
         elif parts.path == "/":
             self._page()
@@ -125,39 +108,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._send(status, "application/json", json.dumps({"error": sentence}).encode())
 
     def _send(self, status: HTTPStatus, kind: str, body: bytes, *, location: str = "") -> None:
-        self.send_response(status)
-        if location:
-            self.send_header("Location", location)
-        for name, value in _headers(kind, len(body)).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        """Nothing: an address in a log would hold the token."""
+        self.reply(status, kind, body, _headers() | ({"Location": location} if location else {}))
 
 
-def _headers(kind: str, size: int) -> dict[str, str]:
+def _headers() -> dict[str, str]:
     return {
-        "Content-Type": kind,
-        "Content-Length": str(size),
         "Content-Security-Policy": f"{page.policy(connects=True)}; frame-ancestors 'none'",
-        "Cache-Control": "no-store",
         "Cross-Origin-Resource-Policy": "same-origin",
         "Cross-Origin-Opener-Policy": "same-origin",
         "Referrer-Policy": "no-referrer",
         "X-Content-Type-Options": "nosniff",
         "X-Frame-Options": "DENY",
     }
-
-
-def _is_local(hosts: list[str]) -> bool:
-    """Whether the one Host header names this machine, with any port."""
-    if len(hosts) != 1:
-        return False
-    name, colon, port = hosts[0].partition(":")
-    return name in _HOSTS and (port.isdecimal() if colon else True)
 
 
 def _float(text: str) -> float | None:

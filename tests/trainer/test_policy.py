@@ -136,6 +136,21 @@ def test_sampling_follows_the_probabilities(model):
     assert (decoder.sample_action(hidden, 0, 3, rngs, 0.0) == 0).all()
 
 
+def test_top_k_leaves_out_the_others(model):
+    decoder = Decoder(model, batch_size=1, capacity=4, precision="fp32")
+    with torch.no_grad():
+        model.embedding.text.weight[:4] = 0
+        model.embedding.text.weight[:4, 0] = torch.tensor([3.0, 1.0, 6.0, 2.0]).log()
+    hidden = torch.zeros(4000, 32)
+    hidden[:, 0] = 1.0
+    rngs = [np.random.default_rng(seed) for seed in range(4000)]
+    counts = np.bincount(decoder.sample_action(hidden, 0, 4, rngs, 1.0, 2), minlength=4) / 4000
+    assert counts == pytest.approx([1 / 3, 0.0, 2 / 3, 0.0], abs=0.03)
+    assert (decoder.sample_action(hidden, 0, 4, rngs, 1.0, 1) == 2).all()
+    counts = np.bincount(decoder.sample_action(hidden, 0, 4, rngs, 1.0, 9), minlength=4) / 4000
+    assert counts == pytest.approx([3 / 12, 1 / 12, 6 / 12, 2 / 12], abs=0.03)
+
+
 @pytest.mark.parametrize("task_id", ["Discrete-v0", "Continuous-v0", "grid/Seen-v0"])
 def test_nearest_neighbour_knows_what_it_has_seen(shards, data, task_id):
     """Asked for a demonstrated observation, it gives the demonstrated action."""

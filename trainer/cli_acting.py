@@ -1,0 +1,60 @@
+"""The flags of verbs that act: which tasks, and by which rule."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+from typing import TYPE_CHECKING
+
+from episode_store.command_line import positive_int
+from episode_store.errors import UserError
+
+if TYPE_CHECKING:
+    from trainer.policy import ActingConfig
+    from trainer.shards import Dataset
+
+_SETTINGS = ("temperature", "bin_temperature", "top_k", "prompt_steps", "history_steps", "rolling_tokens")
+
+
+def add_acting(parser: argparse.ArgumentParser) -> None:
+    """The flags of `ActingConfig`."""
+    parser.add_argument("--temperature", type=float, metavar="T", help="of sampling discrete actions (1)")
+    parser.add_argument("--bin-temperature", type=float, metavar="T", help="of continuous ones (0.3)")
+    parser.add_argument("--top-k", type=int, metavar="K", help="sample among the K most likely only; 0 for all (0)")
+    parser.add_argument("--prompt-steps", type=int, metavar="N", help="steps of prompt; 0 for none (2)")
+    parser.add_argument("--history-steps", type=positive_int, metavar="N", help="past steps it sees (3)")
+    parser.add_argument(
+        "--rolling-tokens",
+        type=positive_int,
+        metavar="N",
+        help="instead of --history-steps: it sees the last N tokens, at most the context of its training",
+    )
+
+
+def acting_config(arguments: argparse.Namespace) -> ActingConfig:
+    """What `add_acting` read.
+
+    Raises:
+      UserError: for a value without sense.
+    """
+    from trainer.policy import ActingConfig
+
+    given = {name: getattr(arguments, name) for name in _SETTINGS}
+    if given["history_steps"] is not None and given["rolling_tokens"] is not None:
+        raise UserError("--history-steps and --rolling-tokens are two rules of what is seen; give one of them")
+    return ActingConfig(**{name: value for name, value in given.items() if value is not None})
+
+
+def control_tasks(dataset: Dataset, patterns: list[str] | None) -> list[str]:
+    """Ids of the tasks with actions that match a pattern; all of them without patterns.
+
+    Raises:
+      UserError: a pattern matches none.
+    """
+    control = sorted(task_id for task_id, task in dataset.tasks.items() if not task.is_corpus)
+    if patterns is None:
+        return control
+    for pattern in patterns:
+        if not fnmatch.filter(control, pattern):
+            raise UserError(f"{dataset.path}: no control task matches {pattern!r}; there are {', '.join(control)}")
+    return [task_id for task_id in control if any(fnmatch.fnmatchcase(task_id, p) for p in patterns)]

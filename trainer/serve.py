@@ -1,0 +1,294 @@
+"""`trainer serve`: the generalist behind HTTP and JSON, for a robot's program or any other. docs/serving.md.
+
+GET  /health                 whether it answers, and with what
+GET  /schema                 the tasks, what they are shown and what they do, and the limits
+POST /sessions               begins an episode: {"task_id", "seed", "encoding"}
+POST /sessions/<id>/act      {"observation": {...}} -> {"action": {...}, "step": 0}
+POST /sessions/<id>/close    ends it
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import ipaddress
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from episode_store.errors import UserError
+from episode_store.loopback import ADDRESS, BodyError, LoopbackHandler, LoopbackServer
+from tokenization.episode_tokenizer import EpisodeTokenizer
+from trainer import checkpoint
+from trainer.model import num_parameters
+from trainer.policy import ActingConfig, GeneralistPolicy, PromptSource
+from trainer.precision import choose_device
+from trainer.serve_sessions import MAX_SEED, BusyError, NoSessionError, Sessions
+from trainer.serve_values import describe, most_bytes, read_observation, write_action
+from trainer.shards import Dataset
+
+_MAX_OPENING_BYTES = 4096
+_MAX_CONNECTIONS = 64
+_ENCODINGS = ("lists", "base64")
+_SESSION = re.compile(r"/sessions/([A-Za-z0-9_-]{1,64})/(act|close)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """How a server serves.
+
+    Attributes:
+      address: to listen on; beyond this machine a token is required.
+      port: 0 for any that is free.
+      max_sessions: open at a time.
+      idle_seconds: after which a session that is not asked is closed.
+      request_seconds: after which a connection that was not answered is closed.
+    """
+
+    address: str = ADDRESS
+    port: int = 8471
+    max_sessions: int = 16
+    idle_seconds: float = 300.0
+    request_seconds: float = 60.0
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach it."""
+        if self.address == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.address).is_loopback
+        except ValueError:
+            return False
+
+
+class Service:
+    """The model and its tasks, shared by all sessions."""
+
+    def __init__(self, run: Path, dataset: Dataset, task_ids: Sequence[str], acting: ActingConfig) -> None:
+        acting.check_context(checkpoint.load_config(run).sampler.context_tokens)
+        self._acting, self._dataset = acting, dataset
+        self._model = checkpoint.load_model(run, choose_device("auto")).eval()
+        self._checkpoint = checkpoint.latest(run).name
+        tasks = dataset.tasks
+        self.tasks = {task_id: tasks[task_id] for task_id in task_ids}
+        text = dataset.text_tokenizer() if dataset.has_text_model else None
+        self._tokenizers = {task_id: EpisodeTokenizer(task, text) for task_id, task in self.tasks.items()}
+        self._prompts: dict[str, PromptSource] = {}
+
+    def make_policy(self, task_id: str) -> GeneralistPolicy:
+        """A policy of one session; the demonstrations of a task are read when it is first asked for."""
+        if task_id not in self._prompts:
+            data = self._dataset.load_task("train", task_id)
+            self._prompts[task_id] = PromptSource(data, self._acting.prompt_steps)
+        agent_id = f"generalist-{self._checkpoint}"
+        return GeneralistPolicy(self._model, self._tokenizers[task_id], self._prompts[task_id], self._acting, agent_id)
+
+    def facts(self) -> dict[str, Any]:
+        """What answers."""
+        return {
+            "checkpoint": self._checkpoint,
+            "parameters": num_parameters(self._model),
+            "device": str(next(self._model.parameters()).device),
+        }
+
+
+class PolicyServer(LoopbackServer):
+    """Serves until `shutdown`.
+
+    Args:
+      service: what it serves.
+      config: how.
+      token: required of every request; None for none, on this machine only.
+
+    Raises:
+      UserError: it cannot listen there.
+    """
+
+    def __init__(self, service: Service, config: ServeConfig, *, token: str | None = None) -> None:
+        if token is None and not config.is_local:
+            raise UserError(f"address {config.address}: other machines reach it, so a token is required")
+        self.service, self.config, self.needs_token = service, config, token is not None
+        self.sessions = Sessions(service.make_policy, most=config.max_sessions, idle_seconds=config.idle_seconds)
+        # When each connection was opened or last answered.
+        self._connections: dict[socket.socket, float] = {}
+        self._lock, self._ended = threading.Lock(), threading.Event()
+        super().__init__(_Handler, address=config.address, port=config.port, token=token)
+        threading.Thread(target=self._close_late, name="late connections", daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"http://{self.config.address}:{self.server_port}"
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """A thread for a connection, unless there are too many."""
+        with self._lock:
+            if len(self._connections) >= _MAX_CONNECTIONS:
+                self.shutdown_request(request)
+                return
+            self._connections[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Ends a connection."""
+        with self._lock:
+            self._connections.pop(request, None)
+        super().shutdown_request(request)
+
+    def answered(self, connection: socket.socket) -> None:
+        """A connection may go on for another `request_seconds`."""
+        with self._lock:
+            if connection in self._connections:
+                self._connections[connection] = time.monotonic()
+
+    def server_close(self) -> None:
+        """Stops listening."""
+        self._ended.set()
+        super().server_close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that has gone is no error of ours; others are printed."""
+        import sys
+
+        if not isinstance(sys.exception() if hasattr(sys, "exception") else sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+    def _close_late(self) -> None:
+        while not self._ended.wait(min(1.0, self.config.request_seconds / 4)):
+            oldest = time.monotonic() - self.config.request_seconds
+            with self._lock:
+                late = [connection for connection, at in self._connections.items() if at < oldest]
+            for connection in late:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+            self.sessions.close_idle()
+
+
+class _Handler(LoopbackHandler):
+    server: PolicyServer
+    timeout = None  # the server closes what is late
+
+    def do_GET(self) -> None:  # noqa: N802
+        """Health and schema."""
+        if not self._may_ask():
+            return
+        config, sessions = self.server.config, self.server.sessions
+        if self.path == "/health":
+            self._say(HTTPStatus.OK, {"status": "ok", "sessions": len(sessions), **self.server.service.facts()})
+        elif self.path == "/schema":
+            tasks = {
+                task_id: {
+                    "observation": describe(task.observation_spec),
+                    "action": describe(task.action_spec),
+                    "max_body_bytes": most_bytes(task.observation_spec),
+                }
+                for task_id, task in self.server.service.tasks.items()
+            }
+            limits = {"sessions": config.max_sessions, "idle_seconds": config.idle_seconds,
+                      "request_seconds": config.request_seconds}  # fmt: skip
+            self._say(HTTPStatus.OK, {"tasks": tasks, "encodings": _ENCODINGS, "limits": limits})
+        else:
+            self._refuse(HTTPStatus.NOT_FOUND, "there is no such address; see GET /health and GET /schema")
+
+    def do_POST(self) -> None:  # noqa: N802
+        """Sessions."""
+        if not self._may_ask():
+            return
+        try:
+            match = _SESSION.fullmatch(self.path)
+            if self.path == "/sessions":
+                self._open(self._object(_MAX_OPENING_BYTES))
+            elif match and match[2] == "act":
+                self._act(match[1])
+            elif match:
+                self._object(_MAX_OPENING_BYTES)
+                self._say(HTTPStatus.OK, {"closed": match[1], "steps": self.server.sessions.close(match[1])})
+            else:
+                self.close_connection = True
+                self._refuse(HTTPStatus.NOT_FOUND, "there is no such address: /sessions, /sessions/ID/act or .../close")
+        except BodyError as error:
+            self._refuse(error.status, str(error))
+        except NoSessionError as error:
+            self._refuse(HTTPStatus.NOT_FOUND, str(error))
+        except BusyError as error:
+            self._refuse(HTTPStatus.TOO_MANY_REQUESTS, str(error))
+        except UserError as error:
+            self._refuse(HTTPStatus.BAD_REQUEST, str(error))
+
+    def _open(self, given: Mapping[str, Any]) -> None:
+        unknown = sorted(set(given) - {"task_id", "seed", "encoding"})
+        if unknown:
+            raise UserError(f"unknown fields {str(unknown)[:200]}; expected task_id, seed, encoding")
+        task_id, seed, encoding = given.get("task_id"), given.get("seed", 0), given.get("encoding", "lists")
+        if not isinstance(task_id, str) or task_id not in self.server.service.tasks:
+            known = ", ".join(self.server.service.tasks)
+            raise UserError(f"task_id: expected one of {known}, got {json.dumps(task_id)[:200]}")
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MAX_SEED:
+            raise UserError(f"seed: expected an integer from 0 to 2^63 - 1, got {json.dumps(seed)[:200]}")
+        if encoding not in _ENCODINGS:
+            raise UserError(f"encoding: expected lists or base64, got {json.dumps(encoding)[:200]}")
+        session_id = self.server.sessions.open(task_id, seed=seed, encoding=encoding)
+        self._say(HTTPStatus.CREATED, {"session": session_id, "idle_seconds": self.server.config.idle_seconds})
+
+    def _act(self, session_id: str) -> None:
+        try:
+            session = self.server.sessions.get(session_id)
+        except NoSessionError:
+            self._object(_MAX_OPENING_BYTES)
+            raise
+        specs = self.server.service.tasks[session.task_id].observation_spec
+        given = self._object(most_bytes(specs))
+        if set(given) != {"observation"}:
+            raise UserError(f"expected an object with the one field observation, got {str(sorted(given))[:200]}")
+        observation = read_observation(given["observation"], specs)
+        action, step = self.server.sessions.act(session_id, observation)
+        self._say(HTTPStatus.OK, {"action": write_action(action, session.encoding), "step": step})
+
+    def _may_ask(self) -> bool:
+        """Checks host, origin, token and the kind of body; else the answer is given."""
+        kind = (self.headers.get("Content-Type") or "").partition(";")[0].strip().lower()
+        scheme, _, token = (self.headers.get("Authorization") or "").partition(" ")
+        refusal = None
+        if self.server.config.is_local and not self.names_this_machine:
+            refusal = HTTPStatus.FORBIDDEN, "this host is not served here"
+        elif "Origin" in self.headers:
+            refusal = HTTPStatus.FORBIDDEN, "pages of a browser are not served here"
+        elif self.server.needs_token and not (scheme.lower() == "bearer" and self.server.admits(token.strip())):
+            refusal = HTTPStatus.UNAUTHORIZED, "Authorization: expected 'Bearer' and the token that `serve` was given"
+        elif self.command == "POST" and kind != "application/json":
+            refusal = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Content-Type: expected application/json"
+        if refusal is not None:
+            self.close_connection = True  # its body is not read
+            self._refuse(*refusal)
+        return refusal is None
+
+    def _object(self, most: int) -> dict[str, Any]:
+        body = self.read_body(most)
+        if body is None:
+            raise BodyError(HTTPStatus.REQUEST_TIMEOUT, "body: fewer bytes came than Content-Length says")
+        if not body:
+            return {}
+        try:
+            given = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"body: expected JSON, got something else ({str(error)[:200]})") from None
+        if not isinstance(given, dict):
+            raise UserError(f"body: expected a JSON object, got {type(given).__name__}")
+        return given
+
+    def _refuse(self, status: HTTPStatus, sentence: str) -> None:
+        self._say(status, {"error": sentence})
+        if self.close_connection:
+            self.drain()
+
+    def _say(self, status: HTTPStatus, answer: Mapping[str, Any]) -> None:
+        extra = {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else {}
+        self.reply(status, "application/json", json.dumps(answer, allow_nan=False).encode(), extra)
+        self.server.answered(self.connection)
