@@ -74,7 +74,17 @@ class Job:
     def command(self, output: str | Path, *flags: str, store: str | Path | None = None) -> list[str]:
         """The command line of a driver."""
         own = ["--store", store or self.store, "--output", output, "--text-model", self.text_model]
-        own += ["--word-lists", self.word_list, "--filter", _FILTER, "--holdout", "0.2", "--max-shard-bytes", MAX_SHARD_BYTES, "--json"]
+        own += [
+            "--word-lists",
+            self.word_list,
+            "--filter",
+            _FILTER,
+            "--holdout",
+            "0.2",
+            "--max-shard-bytes",
+            MAX_SHARD_BYTES,
+            "--json",
+        ]
         return [sys.executable, "-m", "beam_jobs", "build-shards", *map(str, own), "--timeout=250", *flags]
 
     def start(
