@@ -4,8 +4,8 @@
 
 so -1 is 32000 and +1 is 33023. Decoding returns the centre of a bin. The rule of precision: ids are those of this
 formula in float64, whatever the dtype of the values. `companded_to_ids` looks them up: the upper 16 bits of a float32
-are a cell of less than 0.8% in width, a bin is 2% wide or more, so each cell has one edge at most, and the lower 16 bits
-say on which side of it a value lies. The table comes from the formula itself.
+are a cell of less than 0.8% in width, a bin is 2% wide or more, so each cell has one edge at most, and the lower 16
+bits say on which side of it a value lies. The table comes from the formula itself.
 """
 
 from __future__ import annotations

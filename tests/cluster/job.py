@@ -1,5 +1,5 @@
-"""One job for all engines: a store with a damaged episode, copies and foul words, a command line as driver, and the bytes
-that it must give.
+"""One job for all engines: a store with a damaged episode, copies and foul words, a command line as driver, and the
+bytes that it must give.
 """
 
 from __future__ import annotations
