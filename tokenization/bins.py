@@ -3,11 +3,14 @@
     id = 32000 + min(1023, floor((v + 1) / 2 * 1024))
 
 so -1 is 32000 and +1 is 33023. Decoding returns the centre of a bin. The rule of precision: ids are those of this
-formula in float64, whatever the dtype of the values. `companded_to_ids` computes in float32, bounds its error, and
-computes again in float64 the few values (0.1%) that lie so near an edge that float32 cannot decide.
+formula in float64, whatever the dtype of the values. `companded_to_ids` looks them up: the upper 16 bits of a float32
+are a cell of less than 0.8% in width, a bin is 2% wide or more, so each cell has one edge at most, and the lower 16
+bits say on which side of it a value lies. The table comes from the formula itself.
 """
 
 from __future__ import annotations
+
+import functools
 
 import numpy as np
 
@@ -17,15 +20,9 @@ from tokenization.vocabulary import CONTINUOUS_OFFSET, NUM_BINS, TOKEN_DTYPE
 
 _HALF = NUM_BINS / 2
 
-# The fast path works on positions (v + 1) / 2 * 1024 in fixed point: id in the upper 16 bits, place in the bin below.
-_UNIT = 65_536.0
-# Bound of the error of a float32 position, in 65536ths of a bin. NumPy's log is within 4 ulp: at log 10.15 that is
-# 3.8e-6, times 512 / 10.15 gives 1.9e-4 bins; casting and mu|x|+1 add 1e-5, the last two roundings 6e-5. 2.6e-4 bins
-# are 17 units; 32 leaves room for a poorer log.
-_MARGIN = 32
-_IN_THE_MIDDLE = 32_768  # of a bin, in its 65536ths
-_CHUNK = 131_072  # values: large enough to hide the cost of some twenty NumPy calls, small enough for the cache
-
+_CHUNK = 65_536  # values: large enough to hide the cost of some ten NumPy calls, small enough for the cache
+_CELLS = 65_536  # upper halves of a float32, and as many lower ones
+_NOT_FINITE = CONTINUOUS_OFFSET + 2 * NUM_BINS  # stands for the id of NaN and Inf
 _FEW = 1_024  # fewer values than this are not worth the chunks
 
 
@@ -72,75 +69,81 @@ def companded_to_ids(values: np.ndarray, *, where: str = "values") -> np.ndarray
         return to_ids(mu_law.encode(values, where=where))
     flat = np.ascontiguousarray(values).reshape(-1)
     ids = np.empty(flat.size, TOKEN_DTYPE)
-    scratch = _Scratch(min(_CHUNK, flat.size))
-    doubtful: list[np.ndarray] = []
+    lookup = _Lookup(min(_CHUNK, flat.size))
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, flat.size, _CHUNK):
-            chunk = flat[start : start + _CHUNK]
-            near_edge = _chunk_to_ids(chunk, ids[start : start + _CHUNK], scratch)
-            if near_edge is None:
-                mu_law.check_finite(values, where=where)
-            else:
-                doubtful.append(near_edge + start)
-    if doubtful:
-        places = np.concatenate(doubtful)
-        exact = flat[places].astype(np.float64)
-        if not np.isfinite(exact).all():  # some processors turn NaN into the integer 0, which lies on an edge
-            mu_law.check_finite(values, where=where)
-        ids[places] = _to_ids(mu_law.compand_finite(exact))
+            lookup.fill(ids[start : start + _CHUNK], flat[start : start + _CHUNK])
+    if ids.max() >= CONTINUOUS_OFFSET + NUM_BINS:
+        mu_law.check_finite(values, where=where)
     return ids.reshape(values.shape)
 
 
-class _Scratch:
-    """Buffers of one call, so that a chunk stays in the cache and nothing is allocated for it."""
+class _Lookup:
+    """The table, and buffers of one call, so that a chunk stays in the cache and nothing is allocated for it."""
 
     def __init__(self, size: int) -> None:
-        self.work = np.empty(size, np.float32)
-        self.sign = np.empty(size, np.uint32)
-        self.fixed = np.empty(size, np.int32)
-        self.low = np.empty(size, np.uint16)
-        self.near = np.zeros(-(-size // 8) * 8, np.bool_)  # whole 8-byte words
+        self._table = _table()
+        self._single = np.empty(size, np.float32)
+        self._cell = np.empty(size, np.intp)
+        self._sum = np.empty(size, np.int32)
+
+    def fill(self, ids: np.ndarray, values: np.ndarray) -> None:
+        """Fills `ids`, of the shape [n] of `values`; `_NOT_FINITE` where they are not."""
+        n = len(values)
+        single, cell, total = self._single[:n], self._cell[:n], self._sum[:n]
+        is_exact = values.dtype in (np.float32, np.float16)
+        if values.dtype == np.float32:
+            single = values
+        else:
+            np.copyto(single, values, casting="unsafe")
+        np.right_shift(single.view(np.uint32), 16, out=cell, casting="unsafe")
+        np.take(self._table, cell, out=total, mode="wrap")  # cells are in range; this mode does not copy
+        np.add(total, single.view(np.int32), out=total)
+        near = None if is_exact else ((total + 1) & 0xFFFF < 2).nonzero()[0]
+        np.right_shift(total, 16, out=total)
+        bins = ids.view(np.int16)
+        np.copyto(bins, total, casting="unsafe")
+        np.abs(bins, out=bins)
+        ids += np.uint16(CONTINUOUS_OFFSET)
+        if near is not None:
+            # Rounding to float32 may have led across an edge, and to infinity.
+            near = near[single[near] != values[near]]
+            exact = values[near].astype(np.float64)
+            finite = np.isfinite(exact)
+            ids[near[finite]] = _to_ids(mu_law.compand_finite(exact[finite]))
 
 
-def _chunk_to_ids(exact: np.ndarray, ids: np.ndarray, scratch: _Scratch) -> np.ndarray | None:
-    """Fills `ids`. Returns the places that float32 cannot decide, or None when a value is not finite."""
-    n = len(exact)
-    work, sign, fixed, low = scratch.work[:n], scratch.sign[:n], scratch.fixed[:n], scratch.low[:n]
-    np.multiply(exact, np.float32(mu_law.MU), out=work, dtype=np.float32, casting="unsafe")
-    bits = work.view(np.uint32)  # the sign moves by integer operations, which are several times as fast
-    np.bitwise_and(bits, np.uint32(0x8000_0000), out=sign)
-    np.bitwise_xor(bits, sign, out=bits)
-    work += np.float32(1.0)
-    np.log(work, out=work)
-    work *= np.float32(_HALF * _UNIT / mu_law.LOG_RANGE)
-    np.bitwise_or(bits, sign, out=bits)
-    work += np.float32(_HALF * _UNIT + _MARGIN)  # the margin makes both sides of an edge lie in [0, 2 * margin)
-    np.copyto(fixed, work, casting="unsafe")
-    np.copyto(low, fixed, casting="unsafe")  # the lower 16 bits
-    np.right_shift(fixed, 16, out=fixed)
-    np.copyto(ids, fixed, casting="unsafe")
-    if ids.max() >= NUM_BINS:  # as uint16: below the first bin, above the last, and what is no number
-        if not np.isfinite(exact).all():
-            return None
-        _saturate(exact, ids, low)
-    ids += np.uint16(CONTINUOUS_OFFSET)
-    near = scratch.near
-    np.less(low, 2 * _MARGIN, out=near[:n])
-    near[n:] = False
-    (words,) = (near.view(np.uint64) != 0).nonzero()
-    if words.size > n // 64:
-        # Zero lies on an edge, is exact in float32 too (log 1 = 0), and is common.
-        np.logical_and(near[:n], exact, out=near[:n])
-        (words,) = (near.view(np.uint64) != 0).nonzero()
-    (places,) = near.reshape(-1, 8)[words].reshape(-1).nonzero()
-    return words[places >> 3] * 8 + (places & 7)
+@functools.cache
+def _table() -> np.ndarray:
+    """What, added to a value's bits, has its bin in the upper half, with the sign of the value: [65536] int32.
+
+    The sign makes it grow with the bits, as the magnitude does. The lower half of the sum is the place beyond the
+    cell's edge, or in the cell when it has none: 0 and 65535 are beside an edge, or beside another cell.
+    """
+    cells = np.arange(_CELLS, dtype=np.uint32)
+    first, last = (_signed_bins(cells, np.full(_CELLS, place)) for place in (0, _CELLS - 1))
+    (split,) = (first != last).nonzero()
+    if (last[split] - first[split] != 1).any():
+        raise AssertionError("a cell has two edges")
+    # The first place that lies beyond the edge, by halving.
+    low, high = np.zeros(split.size, np.int64), np.full(split.size, _CELLS - 1)
+    while (high - low > 1).any():
+        middle = (low + high) // 2
+        beyond = _signed_bins(cells[split], middle) == last[split]
+        low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)
+    table = (first - cells) * _CELLS
+    table[split] += _CELLS - high
+    return table.astype(np.uint32).view(np.int32)
 
 
-def _saturate(exact: np.ndarray, ids: np.ndarray, low: np.ndarray) -> None:
-    """Puts values of at least 256, whose positions lie beyond the bins, into the first and the last one."""
-    (beyond,) = (ids >= NUM_BINS).nonzero()
-    ids[beyond] = np.where(exact[beyond] > 0, NUM_BINS - 1, 0)
-    low[beyond] = _IN_THE_MIDDLE
+def _signed_bins(cells: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Bins, negative below zero, of the float32 values whose halves these are: int64."""
+    with np.errstate(invalid="ignore"):
+        values = ((cells << 16) | places).astype(np.uint32).view(np.float32).astype(np.float64)
+    finite = np.isfinite(values)
+    ids = _to_ids(mu_law.compand_finite(np.where(finite, values, 0.0))).astype(np.int64)
+    bins = np.where(finite, ids - CONTINUOUS_OFFSET, _NOT_FINITE - CONTINUOUS_OFFSET)
+    return np.where(cells < _CELLS // 2, bins, -bins)
 
 
 def _to_ids(clipped: np.ndarray) -> np.ndarray:

@@ -148,7 +148,8 @@ class Flink:
             "taskmanager.bind-host": "localhost",
             "taskmanager.numberOfTaskSlots": 1,
             "restart-strategy.type": "fixed-delay",
-            "restart-strategy.fixed-delay.attempts": 10,
+            # One a second, while a killed pool starts again: on a busy machine that takes its time.
+            "restart-strategy.fixed-delay.attempts": 60,
             "restart-strategy.fixed-delay.delay": "1 s",
             "heartbeat.interval": 1000,
             "heartbeat.timeout": 6000,

@@ -1,4 +1,6 @@
-"""One job for all engines: a store with a damaged episode, a command line as driver, and the bytes it must give."""
+"""One job for all engines: a store with a damaged episode, copies and foul words, a command line as driver, and the
+bytes that it must give.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,9 @@ import numpy as np
 from processes import ROOT
 
 from beam_jobs.build_shards import build_locally
+from beam_jobs.content_filter import ContentSettings
 from beam_jobs.plan import BuildConfig
-from beam_jobs.return_filter import FilterRule, ReturnFilter
+from beam_jobs.return_filter import ReturnFilter
 from beam_jobs.stores import Source
 from episode_store.episode import Episode, EpisodeMetadata
 from episode_store.spec import ArraySpec, Modality
@@ -28,6 +31,7 @@ from episode_store.writer import EpisodeWriter
 from tokenization.text import TextTokenizer
 
 MAX_SHARD_BYTES = 120_000
+_FILTER = "quantile:0.2"
 _NUM_ARMS, _NUM_PICTURES, _NUM_CHATS = 1_500, 120, 400
 _TIMEOUT_SECONDS = 300
 _ARM = TaskSpec(
@@ -56,19 +60,31 @@ class Job:
     Attributes:
       store: with one damaged episode.
       text_model: for its text.
+      word_list: for the content filter.
       expected: name -> SHA-256 of every file that the plain loop makes.
       manifest: that it makes.
     """
 
     store: Path
     text_model: Path
+    word_list: Path
     expected: dict[str, str]
     manifest: dict[str, Any]
 
     def command(self, output: str | Path, *flags: str, store: str | Path | None = None) -> list[str]:
         """The command line of a driver."""
         own = ["--store", store or self.store, "--output", output, "--text-model", self.text_model]
-        own += ["--filter", "none", "--holdout", "0.2", "--max-shard-bytes", MAX_SHARD_BYTES, "--json"]
+        own += [
+            "--word-lists",
+            self.word_list,
+            "--filter",
+            _FILTER,
+            "--holdout",
+            "0.2",
+            "--max-shard-bytes",
+            MAX_SHARD_BYTES,
+            "--json",
+        ]
         return [sys.executable, "-m", "beam_jobs", "build-shards", *map(str, own), "--timeout=250", *flags]
 
     def start(
@@ -97,7 +113,7 @@ class Job:
 
 def make(folder: Path) -> Job:
     """Writes the store, damages an episode, and builds the shards in a plain loop."""
-    store, text_model = folder / "store", folder / "text.model"
+    store, text_model, word_list = folder / "store", folder / "text.model", folder / "rude.txt"
     with EpisodeWriter(store) as writer:
         for task in (_ARM, _PICTURE, _CHAT):
             writer.add_task(task)
@@ -108,28 +124,34 @@ def make(folder: Path) -> Job:
         for index in range(_NUM_CHATS):
             writer.add_episode(_chat(index))
     _damage(store)
+    word_list.write_text("dolt\n")
     TextTokenizer.train([f"question {n}, answer {n} of many" for n in range(500)], text_model, num_pieces=400)
     config = BuildConfig(
         sources=(Source(name="store", store=store),),
         output=folder / "plain",
         text_model=text_model,
         task_ids=tuple(sorted(task.task_id for task in (_ARM, _PICTURE, _CHAT))),
-        return_filter=ReturnFilter(rule=FilterRule.NONE),
+        return_filter=ReturnFilter.parse(_FILTER),
+        content=ContentSettings(word_lists=(str(word_list),)),
         holdout=0.2,
         max_shard_bytes=MAX_SHARD_BYTES,
     )
     manifest, _ = build_locally(config)
-    assert len(manifest["rejected"]) == 1
+    assert manifest["dead_letters"]["count"] == 1
+    chats = manifest["tasks"][_CHAT.task_id]
+    assert chats["episodes_rejected"] == _NUM_CHATS // 20
+    assert chats["episodes_duplicate"] == _NUM_CHATS // 10
+    assert manifest["tasks"][_ARM.task_id]["episodes_below_threshold"] == _NUM_ARMS // 5
     assert len(manifest["shards"]) > 40
-    return Job(store, text_model, files(folder / "plain"), manifest)
+    return Job(store, text_model, word_list, files(folder / "plain"), manifest)
 
 
 def files(folder: Path) -> dict[str, str]:
-    """Every file of a finished folder, but for locks and logs: name -> SHA-256."""
+    """Every file of a finished folder, but for locks and logs: name -> SHA-256; verdicts and dead letters too."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix in (".tar", ".json", ".model", ".tmp")
+        if path.is_file() and path.suffix in (".tar", ".json", ".jsonl", ".model", ".tmp")
     }
 
 
@@ -182,10 +204,15 @@ def _picture(index: int) -> Episode:
 
 
 def _chat(index: int) -> Episode:
+    """Every tenth says what the one before says, every twentieth is rude, every seventh tells an address."""
+    said = index - 1 if index % 10 == 9 else index
+    words = np.random.default_rng(20_000 + said).integers(0, 500, 12)
+    answer = "answer " + " ".join(f"n{word}" for word in words)
+    answer += " you dolt" * (said % 20 == 3) + " write to ann@example.org" * (said % 7 == 0)
     return Episode(
         task_id=_CHAT.task_id,
-        observations={"text": [f"question {index}", ""]},
-        actions={"text": [f"answer {index} of many"]},
+        observations={"text": [f"question {said}", ""]},
+        actions={"text": [answer]},
         rewards=np.zeros(1),
         terminated=True,
         truncated=False,

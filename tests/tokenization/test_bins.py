@@ -146,3 +146,17 @@ def test_memory_order_and_slices_do_not_matter() -> None:
 def test_nothing_in_nothing_out() -> None:
     assert bins.companded_to_ids(np.empty((0, 3), np.float32)).shape == (0, 3)
     assert bins.to_ids(np.empty((4, 0))).shape == (4, 0)
+
+
+def test_every_cell_of_the_table_is_exact_at_its_ends_and_beside_its_edge() -> None:
+    """The ids grow with the values, so between these places nothing else can happen."""
+    cells = np.arange(65_536)
+    edges = -bins._table() & 0xFFFF
+    values = np.concatenate(
+        [
+            ((cells << 16) | (places & 0xFFFF)).astype(np.uint32).view(np.float32)
+            for places in (0, 0xFFFF, edges, edges - 1)
+        ]
+    )
+    values = values[np.isfinite(values)]
+    assert np.array_equal(bins.companded_to_ids(values), definition(values))
