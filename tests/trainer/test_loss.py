@@ -76,13 +76,13 @@ def test_weighted_mean():
     torch.testing.assert_close(loss, torch.tensor(1.5))
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 2e-2)])
-def test_losses_of_text_and_their_gradients_are_the_plain_ones(precision, tolerance):
+@pytest.mark.parametrize(("precision", "spread", "tolerance"), [("fp32", 200.0, 1e-5), ("bf16", 20.0, 2e-2)])
+def test_losses_of_text_and_their_gradients_are_the_plain_ones(precision, spread, tolerance):
     """150 targets, some of them the likeliest and some hopeless, each with its own weight, against fp64."""
     model = Generalist(ModelConfig(width=16, num_blocks=1, num_heads=1, key_size=8, feed_forward_size=16))
     model.initialize(0)
     generator = torch.Generator().manual_seed(0)
-    hidden = (20.0 * torch.randn(150, 16, generator=generator)).requires_grad_()
+    hidden = (spread * torch.randn(150, 16, generator=generator)).requires_grad_()
     weights = torch.rand(150, generator=generator)
     ids = torch.randint(0, 33_025, (150,), generator=generator)
     ids[:50] = model.text_logits(hidden.detach())[:50].argmax(1)
@@ -97,7 +97,7 @@ def test_losses_of_text_and_their_gradients_are_the_plain_ones(precision, tolera
     leaves = [tensor.detach().double().requires_grad_() for tensor in (hidden, *tables)]
     exact = torch.nn.functional.cross_entropy(leaves[0] @ torch.cat(leaves[1:]).T, ids, reduction="none")
     expected = torch.autograd.grad((exact * weights.double()).sum(), leaves)
-    assert exact.max() > 50  # a hopeless one
+    assert exact.max() > 0.5 * spread  # a hopeless one
     for one in (losses, plain) if precision == "fp32" else (losses,):
         torch.testing.assert_close(one.double(), exact, atol=40 * tolerance, rtol=tolerance)
     for ours, theirs in zip(found, expected, strict=True):
