@@ -164,7 +164,8 @@ def _train(dataset: Dataset, run: Path, config: TrainConfig, ranks: Ranks) -> di
                 if ranks.is_first:
                     metrics.flush()
                     writer.write(tensors, dataclasses.asdict(state))
-        ranks.wait()
+        writer.wait()
+        ranks.wait()  # until the last checkpoint is there
     return {
         "steps": state.step,
         "tokens": state.num_tokens,

@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import functools
 import http.client
 import json
 import os
@@ -328,6 +329,8 @@ def test_the_command_serves_and_ends_cleanly(run, shards, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "trainer", *command, "--token-file", str(tmp_path / "token")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # Where the tests run in the background Ctrl-C is ignored, and children inherit that.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     lines = []
     for line in process.stdout:
