@@ -10,18 +10,19 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from collectors import policies, registry
-from collectors.collection import expert_id, expert_policy, num_envs_for
+from collectors import registry
 from collectors.jobs import Report
-from collectors.rollout import Policy, rollout
 from collectors.seeds import Purpose, episode_seeds
 from collectors.task import Task
 from episode_store.errors import UserError
 from episode_store.files import write_json
+
+if TYPE_CHECKING:
+    from collectors.rollout import Policy
 
 EPISODES = 50
 _RESAMPLES = 10_000
@@ -151,6 +152,10 @@ def measure(job: ScoreJob, report: Report) -> tuple[str, Score]:
     Raises:
       UserError: the task is a corpus, or its expert cannot be had.
     """
+    # Reading the scores that are kept, as `collectors list` does, needs none of these.
+    from collectors import policies
+    from collectors.collection import expert_policy
+
     task = registry.get(job.task_id)
     if task.make_env is None:
         raise UserError(f"task {job.task_id} is a corpus: nobody acts in it, so it has no return to score")
@@ -191,6 +196,8 @@ def is_measured(job: ScoreJob, score: Score | None) -> bool:
     unchanged = all(
         score.versions.get(name) == now.get(name) for name in ("gymnasium", task.make_env.package, "mujoco")
     )
+    from collectors.collection import expert_id
+
     expert = expert_id(task, job.seed) if job.expert else ""
     return unchanged and (score.episodes, score.seed, score.expert) == (job.episodes, job.seed, expert)
 
@@ -203,6 +210,9 @@ class _Played:
 
 
 def _play(task: Task, policy: Policy, job: ScoreJob, report: Report, doing: str) -> _Played:
+    from collectors.collection import num_envs_for
+    from collectors.rollout import rollout
+
     seeds = episode_seeds(Purpose.SCORE, seed=job.seed, count=job.episodes)
     returns, num_steps = {}, 0
     started = time.monotonic()

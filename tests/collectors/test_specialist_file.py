@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import safetensors
 
 from collectors import registry, specialist_file, specialists
 from collectors.rollout import rollout
@@ -172,5 +171,7 @@ def test_an_off_policy_agent_goes_on_after_kill(tmp_path: Path) -> None:
 
 
 def _header(path: Path) -> Any:
-    with safetensors.safe_open(path, framework="pt") as file:
-        return json.loads(file.metadata()["specialist"])
+    # Read at once: the file may be replaced between two looks.
+    data = path.read_bytes()
+    facts = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return json.loads(facts["__metadata__"]["specialist"])
