@@ -290,9 +290,9 @@ def test_no_flipped_bit_is_silent(filled: tuple[Path, dict[str, Episode]]) -> No
 
 @pytest.mark.slow
 def test_no_flipped_bit_anywhere_is_silent(filled: tuple[Path, dict[str, Episode]]) -> None:
-    """One bit of every 17th byte of every file (every byte was tried once: none silent)."""
+    """One bit of every third byte of every file, more than 2,000 in all."""
     store, episodes = filled
-    assert flip_every_region(store, episodes, lambda size: iter(range(size % 17, size, 17))) > 500
+    assert flip_every_region(store, episodes, lambda size: iter(range(size % 3, size, 3))) > 2000
 
 
 @pytest.fixture
