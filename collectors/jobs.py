@@ -56,6 +56,8 @@ class JobRunner(Generic[Job, Result]):
         Raises:
           UserError: the first that a job raised; the other jobs are finished first. Also when a process was killed.
         """
+        if not jobs:
+            return []
         with progress(description=title, total=total, unit=self._unit) as bar:
             if workers == 1 or len(jobs) == 1:
                 outcomes = self._run_here(jobs, bar)
