@@ -32,7 +32,8 @@ class Policy(Protocol):
     """Acts in several episodes at once, one a slot.
 
     A policy may also have a method `acted(slot, action)`: it is told the action that was executed, in the
-    environment's own form, which under a `Disturbance` is not always the one it chose.
+    environment's own form, which under a `Disturbance` is not always the one it chose. And a method
+    `rewarded(slot, reward)`: it is told what each step earned.
     """
 
     agent_id: str
@@ -110,6 +111,7 @@ def rollout(
 
 def _lockstep(slots: Sequence[_Slot], policy: Policy) -> Iterator[Episode]:
     acted: Callable[[int, Any], None] | None = getattr(policy, "acted", None)
+    rewarded: Callable[[int, float], None] | None = getattr(policy, "rewarded", None)
     live = [slot for slot in slots if slot.begin(policy)]
     while live:
         choices = policy.act([slot.index for slot in live], [slot.observation for slot in live])
@@ -118,6 +120,8 @@ def _lockstep(slots: Sequence[_Slot], policy: Policy) -> Iterator[Episode]:
             action = slot.step(choice)
             if acted is not None:
                 acted(slot.index, action)
+            if rewarded is not None:
+                rewarded(slot.index, slot.recorder.last_reward)
             if slot.recorder.is_over:
                 ended = True
                 yield slot.finish()
@@ -162,6 +166,11 @@ class EpisodeRecorder:
     def num_steps(self) -> int:
         """Steps so far."""
         return len(self._rewards)
+
+    @property
+    def last_reward(self) -> float:
+        """Of the newest step."""
+        return self._rewards[-1]
 
     def finish(self, metadata: EpisodeMetadata) -> Episode:
         """The whole episode."""

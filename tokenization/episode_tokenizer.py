@@ -11,7 +11,7 @@ from episode_store.episode import EXPLORATORY, Episode
 from episode_store.errors import EpisodeError, UserError
 from episode_store.spec import ArraySpec, FieldValues, Modality
 from episode_store.task import TaskSpec
-from tokenization import action_values, bins, image_patches, loss_mask
+from tokenization import action_values, bins, image_patches, loss_mask, return_tokens
 from tokenization.text import TextTokenizer
 from tokenization.timestep import ActionToken, TimestepLayout
 from tokenization.token_sequence import TokenSequence
@@ -80,6 +80,7 @@ class EpisodeTokenizer:
             exploratory,
             episode_id=episode_id or episode.episode_id(content_hash),
             content_hash=content_hash,
+            **({} if self.task.is_corpus else {"returns_to_go": return_tokens.returns_to_go(episode.rewards)}),
             episode_return=episode.episode_return,
             agent_id=episode.metadata.agent_id,
         )

@@ -10,6 +10,7 @@ A pack is a mapping from a member's name (its extension in the tar, without the 
     patch_index.npy       int32 [M], into the pack's patches           }
     patch_intervals.npy   uint8 [M, 4]                                 } only of packs with images
     patches.npy.zst       uint8 [U, 16, 16, 3], each different, zstd   }
+    returns_to_go.npy     float32 [S], only of tasks with rewards
     crc32c.json           {member: CRC-32C of its bytes}
 
 Nothing is pickled, arrays are little-endian, equal sequences give equal bytes. Facts of episodes are kept by column:
@@ -37,7 +38,8 @@ from tokenization.image_patches import PATCH_SHAPE, unique_patches
 from tokenization.token_sequence import TokenSequence
 from tokenization.vocabulary import PATCH_PLACEHOLDER
 
-FORMAT = "gato-shards-v2"  # of a folder of shards, as dataset.json names it
+FORMAT = "gato-shards-v3"  # of a folder of shards, as dataset.json names it
+READABLE_FORMATS = (FORMAT, "gato-shards-v2")  # version 2 has no returns-to-go
 ZSTD_LEVEL = 1
 MAX_PATCHES_BYTES = 1 << 31  # of the patches of one pack, decompressed
 
@@ -56,12 +58,14 @@ _DTYPES: dict[str, np.dtype] = {
     "episode_offsets.npy": np.dtype("<i8"),
     "patch_index.npy": np.dtype("<i4"),
     "patch_intervals.npy": np.dtype("u1"),
+    "returns_to_go.npy": np.dtype("<f4"),
 }
 _IMAGE_MEMBERS = ("patch_index.npy", "patch_intervals.npy", "patches.npy.zst")
+_OPTIONAL_MEMBERS = {*_IMAGE_MEMBERS, "returns_to_go.npy"}
 _EPISODES = "episodes.json"
 _CHECKSUMS = "crc32c.json"
 _HEADER = re.compile(
-    rb"\{'descr': '(?P<descr>[<|][ui][1248])', 'fortran_order': False, 'shape': \((?P<shape>[0-9, ]{1,99})\), \} *\n"
+    rb"\{'descr': '(?P<descr>[<|][uif][1248])', 'fortran_order': False, 'shape': \((?P<shape>[0-9, ]{1,99})\), \} *\n"
 )
 _MEMBERS = {*_DTYPES, *_IMAGE_MEMBERS, _EPISODES}
 
@@ -90,6 +94,7 @@ class Pack:
       patches: uint8 [U, 16, 16, 3].
       patch_index: int32 [M].
       patch_intervals: uint8 [M, 4].
+      returns_to_go: float32 [S]; empty in packs without.
       columns: facts of the episodes, a list of E for each of the `EPISODE_COLUMNS`; an unknown return is NaN.
     """
 
@@ -101,6 +106,7 @@ class Pack:
     patches: np.ndarray
     patch_index: np.ndarray
     patch_intervals: np.ndarray
+    returns_to_go: np.ndarray
     columns: Mapping[str, list[Any]]
 
     @property
@@ -146,6 +152,7 @@ class Pack:
             patches=self.patches,
             patch_index=self.patch_index[first_patch:last_patch],
             patch_intervals=self.patch_intervals[first_patch:last_patch],
+            returns_to_go=self.returns_to_go[start:stop],
             episode_return=self.columns["episode_return"][episode],
             agent_id=self.columns["agent_id"][episode],
             content_hash=self.columns["content_hash"][episode],
@@ -174,6 +181,8 @@ def encode_pack(sequences: Sequence[TokenSequence]) -> dict[str, bytes]:
         "timestep_offsets.npy": np.concatenate([np.zeros(1, np.int64), *offsets]),
         "episode_offsets.npy": np.concatenate([[0], np.cumsum([sequence.num_steps for sequence in sequences])]),
     }
+    if any(len(sequence.returns_to_go) for sequence in sequences):
+        arrays["returns_to_go.npy"] = np.concatenate([sequence.returns_to_go for sequence in sequences])
     members: dict[str, bytes] = {}
     if any(len(sequence.patch_index) for sequence in sequences):
         used = [np.unique(sequence.patch_index, return_inverse=True) for sequence in sequences]
@@ -227,6 +236,7 @@ def decode_pack(members: Mapping[str, bytes], *, where: str = "pack") -> Pack:
         patches=patches,
         patch_index=patch_index,
         patch_intervals=patch_intervals,
+        returns_to_go=arrays.get("returns_to_go.npy", np.empty(0, np.float32)),
         columns=columns,
     )
     _check_agreement(pack, where)
@@ -243,7 +253,7 @@ def _check_checksums(parts: Mapping[str, bytes], where: str) -> None:
         raise CorruptionError(
             f"{where}: {_CHECKSUMS}: expected a JSON object of checksums; the bytes are damaged"
         ) from None
-    required = {_EPISODES, *(name for name in _DTYPES if name not in _IMAGE_MEMBERS)}
+    required = {_EPISODES, *_DTYPES} - _OPTIONAL_MEMBERS
     if set(expected) & set(_IMAGE_MEMBERS):
         required |= set(_IMAGE_MEMBERS)
     for name in sorted(required | set(expected)):
@@ -275,6 +285,7 @@ def _check_agreement(pack: Pack, where: str) -> None:
         and np.diff(episodes).tolist() == pack.columns["num_steps"]
         and pack.patch_intervals.shape == (len(pack.patch_index), 4)
         and pack.patches.shape[1:] == PATCH_SHAPE
+        and pack.returns_to_go.shape in ((num_timesteps,), (0,))
     )
     if agree and len(pack.patch_index):
         agree = bool(pack.patch_index.min() >= 0 and pack.patch_index.max() < len(pack.patches))

@@ -35,6 +35,7 @@ class TokenSequence:
       patches: uint8 [U, 16, 16, 3], each different.
       patch_index: int32 [M], for the m-th placeholder its row of `patches`.
       patch_intervals: uint8 [M, 4], see `image_patches.patch_intervals`.
+      returns_to_go: float32 [S], see `return_tokens`; empty where there are no rewards (a corpus, an observation).
       episode_return: undiscounted sum of rewards of the whole episode; NaN where there is none.
       agent_id: who acted.
       content_hash: of the episode.
@@ -48,6 +49,7 @@ class TokenSequence:
     patches: np.ndarray = dataclasses.field(default_factory=lambda: np.empty((0, *PATCH_SHAPE), np.uint8))
     patch_index: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int32))
     patch_intervals: np.ndarray = dataclasses.field(default_factory=lambda: np.empty((0, 4), np.uint8))
+    returns_to_go: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.float32))
     episode_return: float = float("nan")
     agent_id: str = ""
     content_hash: str = ""
@@ -83,6 +85,7 @@ class TokenSequence:
             timestep_offsets=self.timestep_offsets[start : stop + 1] - first,
             patch_index=self.patch_index[first_patch:last_patch],
             patch_intervals=self.patch_intervals[first_patch:last_patch],
+            returns_to_go=self.returns_to_go[start:stop],
         )
 
 

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from trainer.policy import ActingConfig
     from trainer.shards import Dataset
 
-_SETTINGS = ("temperature", "bin_temperature", "top_k", "prompt_steps", "history_steps", "rolling_tokens")
+_SETTINGS = (
+    "temperature", "bin_temperature", "top_k", "prompt_steps", "history_steps", "rolling_tokens", "return_scale",
+    "target_return",
+)  # fmt: skip
 
 
 def add_acting(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +32,13 @@ def add_acting(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="instead of --history-steps: it sees the last N tokens, at most the context of its training",
     )
+    parser.add_argument(
+        "--return-scale",
+        type=float,
+        metavar="X",
+        help="return to ask for, 0 as random, 1 as the expert, where it was trained with condition_on_return (1)",
+    )
+    parser.add_argument("--target-return", type=float, metavar="G", help="instead of --return-scale: the return itself")
 
 
 def acting_config(arguments: argparse.Namespace) -> ActingConfig:
@@ -42,6 +52,8 @@ def acting_config(arguments: argparse.Namespace) -> ActingConfig:
     given = {name: getattr(arguments, name) for name in _SETTINGS}
     if given["history_steps"] is not None and given["rolling_tokens"] is not None:
         raise UserError("--history-steps and --rolling-tokens are two rules of what is seen; give one of them")
+    if given["return_scale"] is not None and given["target_return"] is not None:
+        raise UserError("--return-scale and --target-return both say what to ask for; give one of them")
     return ActingConfig(**{name: value for name, value in given.items() if value is not None})
 
 

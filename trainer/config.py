@@ -56,6 +56,8 @@ class SamplerConfig:
       observation_weight: weight in the loss of the numbers in observations (the paper: 0), to learn how a task reacts.
       past_action_dropout: probability that the network does not see a past action, so that it cannot copy it: its
         tokens read as the separator, and only the first of them is a target.
+      condition_on_return: puts a token of the return that is still to come before each timestep of a control task
+        (`tokenization/return_tokens.py`), so that the policy can be asked for a return.
       image_jitter: most change of contrast and brightness of a segment's pictures; 0.2 is a fifth. 0 for none.
       action_weight_exponent: an action of a control task weighs (tokens / action tokens of the task) to this power
         in the loss. 0 is the paper's: each target counts once. At 1 a task's share of the loss is its share of the
@@ -74,6 +76,7 @@ class SamplerConfig:
     text_observation_weight: float = 1.0
     observation_weight: float = 0.0
     past_action_dropout: float = 0.0
+    condition_on_return: bool = False
     image_jitter: float = 0.0
     action_weight_exponent: float = 0.0
     task_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)

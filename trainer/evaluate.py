@@ -216,8 +216,9 @@ def _tokenizer(dataset: Dataset, task_id: str) -> EpisodeTokenizer:
 
 def generalist_policy(run: Path, dataset: Dataset, task_id: str, acting: ActingConfig) -> GeneralistPolicy:
     """The latest checkpoint of a run as a policy of one task."""
-    prompts = PromptSource(dataset.load_task("train", task_id), acting.prompt_steps)
-    acting.check_context(checkpoint.load_config(run).sampler.context_tokens)
+    trained = checkpoint.load_config(run).sampler
+    acting.check(trained)
+    prompts = PromptSource.of(dataset.load_task("train", task_id), acting, trained)
     model = checkpoint.load_model(run, choose_device("auto"))
     agent_id = f"generalist-{checkpoint.latest(run).name}"
     return GeneralistPolicy(model, _tokenizer(dataset, task_id), prompts, acting, agent_id)

@@ -129,6 +129,7 @@ def export(
             "separator": SEPARATOR,
         },
         "context_tokens": config.sampler.context_tokens,
+        "condition_on_return": config.sampler.condition_on_return,
         "tasks": dict(dataset.info["tasks"]),
     }
     write_bytes(output / "README.md", _card(facts, dataset, scores or ()).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,10 @@ import numpy as np
 
 from episode_store.errors import UserError
 from tokenization.episode_tokenizer import EpisodeTokenizer
+from tokenization.return_tokens import ReturnRange, put_first
 from tokenization.token_sequence import TokenSequence
 from tokenization.vocabulary import CONTINUOUS_OFFSET
+from trainer.config import SamplerConfig
 from trainer.decoder import Decoder, Fragment
 from trainer.model import Generalist
 from trainer.shards import TaskData
@@ -33,6 +36,9 @@ class ActingConfig:
         not, and each is computed once however long the episode is. The prompt, which is oldest, is forgotten first. At
         most what it was trained with (`sampler.context_tokens`).
       top_k: samples among so many of the most likely values only; 0 for all.
+      return_scale: of a network that was trained with `sampler.condition_on_return`: the return to ask for, 0 that of
+        a random policy, 1 the expert's, 1.2 more than the expert's.
+      target_return: the same as an absolute number; instead of `return_scale`.
       precision: "fp32", "bf16" or "fp16".
     """
 
@@ -42,6 +48,8 @@ class ActingConfig:
     history_steps: int = 3
     rolling_tokens: int = 0
     top_k: int = 0
+    return_scale: float = 1.0
+    target_return: float | None = None
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
@@ -50,23 +58,62 @@ class ActingConfig:
                 raise UserError(f"acting: {name} {getattr(self, name)}: expected 0 or more")
         if self.history_steps < 1:
             raise UserError(f"acting: history_steps {self.history_steps}: expected 1 or more")
+        if not all(math.isfinite(value) for value in (self.return_scale, self.target_return or 0.0)):
+            raise UserError("acting: return_scale and target_return: expected finite numbers")
 
-    def check_context(self, context_tokens: int) -> None:
-        """Raises UserError when more is to be seen than what the network was trained with."""
-        if self.rolling_tokens > context_tokens:
+    def check(self, trained: SamplerConfig) -> None:
+        """Raises UserError when it asks for what the network was not trained with."""
+        if self.rolling_tokens > trained.context_tokens:
             raise UserError(
-                f"--rolling-tokens {self.rolling_tokens}: the network was trained with {context_tokens}, expected at "
-                "most as many"
+                f"--rolling-tokens {self.rolling_tokens}: the network was trained with {trained.context_tokens}, "
+                "expected at most as many"
             )
+        if not trained.condition_on_return and (self.return_scale != 1.0 or self.target_return is not None):
+            raise UserError(
+                "--return-scale, --target-return: the network was not trained with sampler.condition_on_return, so it "
+                "cannot be asked for a return"
+            )
+
+    def target(self, returns: ReturnRange) -> float:
+        """The return to ask for in a task of this range.
+
+        Raises:
+          UserError: the expert's return is not known.
+        """
+        target = returns.target(self.return_scale) if self.target_return is None else self.target_return
+        if not math.isfinite(target):
+            raise UserError("the shards do not say what the expert gets: give --target-return")
+        return target
 
 
 class PromptSource:
-    """Draws prompts from the better half of a task's demonstrations, as training does."""
+    """Draws prompts from the better half of a task's demonstrations, as training does.
 
-    def __init__(self, data: TaskData, steps: int) -> None:
+    Where the network is conditioned on the return, the demonstrations have return tokens, and they are the half whose
+    returns are nearest to what is wanted: a prompt should not speak against the wish.
+
+    Args:
+      data: the task's demonstrations.
+      steps: most steps of a prompt; 0 for none.
+      wanted: the return to ask for; None for a network that is not conditioned on it.
+
+    Attributes:
+      returns: the range that return tokens are scaled by; None without them.
+    """
+
+    def __init__(self, data: TaskData, steps: int, *, wanted: float | None = None) -> None:
         returns = np.array([episode["episode_return"] for episode in data.episodes], dtype=np.float64)
-        (self._episodes,) = np.nonzero(returns >= np.median(returns))
-        self._data, self._steps = data, steps
+        merit = returns if wanted is None else -np.abs(returns - wanted)
+        (self._episodes,) = np.nonzero(merit >= np.median(merit))
+        self._data = data if wanted is None else data.with_return_tokens()
+        self._steps, self.wanted = steps, wanted
+        self.returns = None if wanted is None else data.return_range
+
+    @classmethod
+    def of(cls, data: TaskData, config: ActingConfig, trained: SamplerConfig) -> PromptSource:
+        """As `config` says, for a network that was `trained` so."""
+        wanted = config.target(data.return_range) if trained.condition_on_return else None
+        return cls(data, config.prompt_steps, wanted=wanted)
 
     def draw(self, rng: np.random.Generator) -> TokenSequence | None:
         """1 to `steps` steps of a demonstration: half of the prompts from its end, half from a uniform place."""
@@ -83,17 +130,24 @@ class PromptSource:
 
 @dataclasses.dataclass(kw_only=True)
 class _Slot:
-    """What one running episode has seen: the prompt, the past steps, and action tokens not yet fed."""
+    """What one running episode has seen: the prompt, the past steps, and action tokens not yet fed.
+
+    `wanted` is the return that is asked of the rest of it.
+    """
 
     rng: np.random.Generator
     prompt: Fragment | None
     history: list[Fragment]
     pending: list[int]
+    wanted: float
     fresh: bool = True
 
 
 class GeneralistPolicy:
-    """Acts in many episodes of one task at once (a `collectors.rollout.Policy`)."""
+    """Acts in many episodes of one task at once (a `collectors.rollout.Policy`).
+
+    Where its prompts have return tokens, it asks before each observation for what is still missing of the wanted return.
+    """
 
     def __init__(
         self, model: Generalist, tokenizer: EpisodeTokenizer, prompts: PromptSource, config: ActingConfig, agent_id: str
@@ -113,11 +167,20 @@ class GeneralistPolicy:
         rng = np.random.default_rng([seed, 0xAC7])
         prompt = self._prompts.draw(rng)
         fragment = Fragment.of(prompt) if prompt is not None else None
-        self._slots[slot] = _Slot(rng=rng, prompt=fragment, history=[], pending=[])
+        wanted = self._prompts.wanted or 0.0
+        self._slots[slot] = _Slot(rng=rng, prompt=fragment, history=[], pending=[], wanted=wanted)
+
+    def rewarded(self, slot: int, reward: float) -> None:
+        """What the last step earned need not be earned by the rest."""
+        self._slots[slot].wanted -= reward
 
     def act(self, slots: Sequence[int], observations: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
         """Actions for the observations of `slots`."""
         encoded = self._tokenizer.encode_observations(observations)
+        if self._prompts.returns is not None:
+            ids = self._prompts.returns.to_ids(np.array([self._slots[slot].wanted for slot in slots]))
+            tokens, targets, offsets = put_first(ids, encoded.tokens, encoded.targets, encoded.timestep_offsets)
+            encoded = dataclasses.replace(encoded, tokens=tokens, targets=targets, timestep_offsets=offsets)
         fragments = [Fragment.of(encoded.window(index, index + 1)) for index in range(len(slots))]
         decoder = self._prepare(slots, fragments)
         states = [self._slots[slot] for slot in slots]

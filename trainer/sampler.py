@@ -71,6 +71,8 @@ class Sampler:
             raise UserError("the shards hold no training data")
         self.task_ids = sorted(data)
         self._tasks = [data[task_id] for task_id in self.task_ids]
+        if config.condition_on_return:
+            self._tasks = [task.with_return_tokens() for task in self._tasks]
         self._config = config
         self._seed = seed
         for task in self._tasks:
@@ -80,7 +82,7 @@ class Sampler:
                     f"task {task.task.task_id}: a timestep has {longest} tokens, more than sampler.context_tokens="
                     f"{config.context_tokens}; raise it"
                 )
-        weights = np.array([_weight(task_id, config.task_weights, data[task_id].weight) for task_id in self.task_ids])
+        weights = np.array([_weight(task.task.task_id, config.task_weights, task.weight) for task in self._tasks])
         if not weights.sum() > 0:
             raise UserError("sampler.task_weights and the mixture: every task has weight 0")
         # Weights are shares of the tokens; tasks are drawn a segment at a time.
@@ -200,7 +202,10 @@ def assemble(
             kinds = task.targets[piece.start : piece.end]
             token_weights = np.choose(kinds, (0.0, action_weight, config.text_observation_weight))
             if config.observation_weight:
-                token_weights[_is_observed_number(task, piece)] = config.observation_weight
+                observed = _is_observed_number(task, piece)
+                if config.condition_on_return:  # what is wished for is nothing to predict
+                    observed &= task.local_positions[piece.start : piece.end] > 0
+                token_weights[observed] = config.observation_weight
             if config.past_action_dropout and not task.task.is_corpus:
                 later = _drop_actions(tokens[place : place + size], task, piece, config.past_action_dropout, rng)
                 token_weights[later] = 0.0

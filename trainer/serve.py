@@ -72,7 +72,8 @@ class Service:
     """The model and its tasks, shared by all sessions."""
 
     def __init__(self, run: Path, dataset: Dataset, task_ids: Sequence[str], acting: ActingConfig) -> None:
-        acting.check_context(checkpoint.load_config(run).sampler.context_tokens)
+        self._trained = checkpoint.load_config(run).sampler
+        acting.check(self._trained)
         self._acting, self._dataset = acting, dataset
         self._model = checkpoint.load_model(run, choose_device("auto")).eval()
         self._checkpoint = checkpoint.latest(run).name
@@ -86,7 +87,7 @@ class Service:
         """A policy of one session; the demonstrations of a task are read when it is first asked for."""
         if task_id not in self._prompts:
             data = self._dataset.load_task("train", task_id)
-            self._prompts[task_id] = PromptSource(data, self._acting.prompt_steps)
+            self._prompts[task_id] = PromptSource.of(data, self._acting, self._trained)
         agent_id = f"generalist-{self._checkpoint}"
         return GeneralistPolicy(self._model, self._tokenizers[task_id], self._prompts[task_id], self._acting, agent_id)
 

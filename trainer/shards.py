@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,8 @@ import numpy as np
 from episode_store.command_line import progress
 from episode_store.errors import UserError
 from episode_store.task import TaskSpec
-from tokenization.shard_format import FORMAT, Pack, decode_pack
+from tokenization.return_tokens import ReturnRange, put_first
+from tokenization.shard_format import FORMAT, READABLE_FORMATS, Pack, decode_pack
 from tokenization.text import TextTokenizer
 from tokenization.token_sequence import TokenSequence, observation_positions
 from tokenization.vocabulary import PATCH_PLACEHOLDER, VOCABULARY_SIZE
@@ -40,6 +42,8 @@ class TaskData:
       patch_index: int64 [M], row of `patches` of each.
       patch_intervals: uint8 [M, 4].
       patches: uint8 [U, 16, 16, 3].
+      returns_to_go: float32 [S]; empty for a corpus, and in shards of version 2.
+      return_range: of the return filter.
       weight: share of the training tokens that the mixture gives it, relative to the others.
     """
 
@@ -55,6 +59,8 @@ class TaskData:
     patch_index: np.ndarray
     patch_intervals: np.ndarray
     patches: np.ndarray
+    returns_to_go: np.ndarray
+    return_range: ReturnRange
     weight: float = 1.0
 
     @property
@@ -66,6 +72,30 @@ class TaskData:
     def num_timesteps(self) -> int:
         """S."""
         return len(self.timestep_offsets) - 1
+
+    def with_return_tokens(self) -> TaskData:
+        """The same with a return token before each timestep (`return_tokens`); a corpus stays as it is.
+
+        Raises:
+          UserError: the shards have no returns-to-go.
+        """
+        if self.task.is_corpus:
+            return self
+        if len(self.returns_to_go) != self.num_timesteps:
+            raise UserError(
+                f"task {self.task.task_id}: sampler.condition_on_return needs the returns-to-go of shards of format "
+                f"{FORMAT}; run `beam_jobs build-shards` again"
+            )
+        ids = self.return_range.to_ids(self.returns_to_go)
+        tokens, targets, offsets = put_first(ids, self.tokens, self.targets, self.timestep_offsets)
+        return dataclasses.replace(
+            self,
+            tokens=tokens,
+            targets=targets,
+            timestep_offsets=offsets,
+            local_positions=observation_positions(tokens, offsets),
+            patch_slots=np.flatnonzero(tokens == PATCH_PLACEHOLDER),
+        )
 
     def window(self, first_timestep: int, last_timestep: int) -> TokenSequence:
         """The timesteps [first, last) as a token sequence."""
@@ -109,7 +139,7 @@ class Dataset:
             info = json.loads(file.read_text())
         except ValueError as error:
             raise UserError(f"{file}: not JSON ({error}); build the shards again") from None
-        if info.get("format") != FORMAT:
+        if info.get("format") not in READABLE_FORMATS:
             raise UserError(
                 f"{file}: expected format {FORMAT}, got {info.get('format')}; run `beam_jobs build-shards` again"
             )
@@ -151,7 +181,7 @@ class Dataset:
         packs = list(self.packs(split, task_id))
         if not packs:
             raise UserError(f"{self.path}: no {split} data of {task_id}; there is {sorted(self.tasks)}")
-        return _join(self.tasks[task_id], packs, self._weight(task_id))
+        return self._join(self.tasks[task_id], packs)
 
     def load(self, split: str = "train", *, damaged: str = "stop") -> dict[str, TaskData]:
         """Task id -> its data, in lexicographic order.
@@ -167,10 +197,17 @@ class Dataset:
         ):
             packs.setdefault(pack.task_id, []).append(pack)
         tasks = self.tasks
-        return {task_id: _join(tasks[task_id], packs[task_id], self._weight(task_id)) for task_id in sorted(packs)}
+        return {task_id: self._join(tasks[task_id], packs[task_id]) for task_id in sorted(packs)}
 
-    def _weight(self, task_id: str) -> float:
-        return float(self.info["tasks"][task_id].get("weight", 1.0))
+    def return_range(self, task_id: str) -> ReturnRange:
+        """What the return filter saw of a task."""
+        facts = self.info["tasks"][task_id]
+        expert, random = facts.get("expert_return"), facts.get("random_return")
+        return ReturnRange(random=random or 0.0, expert=math.nan if expert is None else expert)
+
+    def _join(self, task: TaskSpec, packs: list[Pack]) -> TaskData:
+        weight = float(self.info["tasks"][task.task_id].get("weight", 1.0))
+        return _join(task, packs, self.return_range(task.task_id), weight)
 
 
 def read_shard(path: Path, *, num_samples: int, num_bytes: int) -> Iterator[Pack]:
@@ -201,7 +238,7 @@ def read_shard(path: Path, *, num_samples: int, num_bytes: int) -> Iterator[Pack
         yield decode_pack(members, where=f"{path}: sample {key}")
 
 
-def _join(task: TaskSpec, packs: list[Pack], weight: float) -> TaskData:
+def _join(task: TaskSpec, packs: list[Pack], return_range: ReturnRange, weight: float) -> TaskData:
     agents: dict[str, int] = {}
     episodes = [episode for pack in packs for episode in pack.episodes]
     tokens = np.concatenate([pack.tokens for pack in packs])
@@ -222,6 +259,8 @@ def _join(task: TaskSpec, packs: list[Pack], weight: float) -> TaskData:
         ),
         patch_intervals=np.concatenate([pack.patch_intervals for pack in packs]),
         patches=np.concatenate([pack.patches for pack in packs]),
+        returns_to_go=np.concatenate([pack.returns_to_go for pack in packs]),
+        return_range=return_range,
         weight=weight,
     )
 

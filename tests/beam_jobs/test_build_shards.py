@@ -79,7 +79,7 @@ def test_two_processes_give_the_bytes_of_the_plain_loop(
 
 def test_manifest_adds_up(plain: tuple[dict[str, Any], dict[str, str]], tmp_path: Path, store_path: Path) -> None:
     manifest, files = plain
-    assert (manifest["format"], manifest["vocabulary_size"], manifest["seed"]) == ("gato-shards-v2", 33_025, 0)
+    assert (manifest["format"], manifest["vocabulary_size"], manifest["seed"]) == ("gato-shards-v3", 33_025, 0)
     swing, chat, picture = (manifest["tasks"][task] for task in ("Swing-v1", "dialogue/chat-v0", "toy/Picture-v0"))
     assert (swing["episodes_in"], swing["episodes_kept"], swing["episodes_below_threshold"]) == (40, 10, 30)
     assert (swing["num_timesteps"], swing["num_tokens"], swing["num_targets"]) == (100, 500, 100)

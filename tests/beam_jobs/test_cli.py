@@ -33,7 +33,7 @@ def test_build_again_and_report(arguments: list[str], tmp_path: Path, capsys: py
 
     assert main([*arguments, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert (result["built"], result["format"]) == (False, "gato-shards-v2")
+    assert (result["built"], result["format"]) == (False, "gato-shards-v3")
 
     shards = ["filter-report", "--shards", str(tmp_path / "shards")]
     assert main(shards) == 0

@@ -64,6 +64,7 @@ def test_a_whole_episode_written_out_by_hand() -> None:
     assert sequence.timestep_offsets.dtype == np.int64
     assert (sequence.patches.shape, sequence.patch_index.shape) == ((0, 16, 16, 3), (0,))
     assert (sequence.task_id, sequence.agent_id, sequence.episode_return) == ("CartPole-v1", "ppo", 2.0)
+    assert (sequence.returns_to_go.dtype, sequence.returns_to_go.tolist()) == (np.float32, [2.0, 1.0])
     assert sequence.content_hash == episode.content_hash()
     assert sequence.episode_id == episode.episode_id()
 

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 
@@ -39,7 +40,7 @@ def assert_equal(left: TokenSequence, right: TokenSequence) -> None:
     for name in ("task_id", "episode_id", "agent_id", "content_hash"):
         assert getattr(left, name) == getattr(right, name), name
     assert left.episode_return == right.episode_return or np.isnan([left.episode_return, right.episode_return]).all()
-    for name in ("tokens", "targets", "timestep_offsets", "patch_intervals"):
+    for name in ("tokens", "targets", "timestep_offsets", "patch_intervals", "returns_to_go"):
         ours, theirs = getattr(left, name), getattr(right, name)
         assert ours.dtype == theirs.dtype, name
         assert np.array_equal(ours, theirs), name
@@ -71,6 +72,7 @@ def test_members_open_with_numpy_and_json() -> None:
         "patch_index.npy",
         "patch_intervals.npy",
         "patches.npy.zst",
+        "returns_to_go.npy",
         "targets.npy",
         "timestep_offsets.npy",
         "tokens.npy",
@@ -83,6 +85,7 @@ def test_members_open_with_numpy_and_json() -> None:
         "episode_offsets.npy": "int64",
         "patch_index.npy": "int32",
         "patch_intervals.npy": "uint8",
+        "returns_to_go.npy": "float32",
     }
     assert arrays["tokens.npy"].tolist() == np.concatenate([o.tokens for o in originals]).tolist()
     patches = np.load(io.BytesIO(zstandard.decompress(members["patches.npy.zst"])), allow_pickle=False)
@@ -134,6 +137,17 @@ def test_an_unknown_return() -> None:
     assert np.isnan(pack.sequence(0).episode_return)
 
 
+def test_a_pack_of_version_2_has_no_returns_to_go() -> None:
+    originals = sequences(FLOATS, 2)
+    members = encode_pack([dataclasses.replace(original, returns_to_go=np.empty(0, "f4")) for original in originals])
+    assert sorted(members) == [
+        "crc32c.json", "episode_offsets.npy", "episodes.json", "targets.npy", "timestep_offsets.npy", "tokens.npy",
+    ]  # fmt: skip
+    pack = decode_pack(members)
+    assert pack.returns_to_go.shape == pack.sequence(1).returns_to_go.shape == (0,)
+    assert np.array_equal(pack.tokens, decode_pack(encode_pack(originals)).tokens)
+
+
 def test_what_is_no_pack() -> None:
     with pytest.raises(ValueError, match="at least one episode, all of one task"):
         encode_pack([])
@@ -178,6 +192,7 @@ def test_a_missing_or_short_member_is_noticed() -> None:
         ("targets.npy", np.zeros(3, np.uint8)),
         ("timestep_offsets.npy", np.array([0, 5], np.int64)),
         ("episode_offsets.npy", np.array([0, 99], np.int64)),
+        ("returns_to_go.npy", np.zeros(99, np.float32)),
         ("tokens.npy", np.zeros(3, np.int32)),
         ("tokens.npy", np.array([{}], object)),
     ],

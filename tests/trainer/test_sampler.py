@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from episode_store.errors import UserError
+from episode_store.store import EpisodeStore
+from tokenization.episode_tokenizer import EpisodeTokenizer
 from tokenization.token_sequence import TargetKind
 from tokenization.vocabulary import PATCH_PLACEHOLDER, SEPARATOR
 from trainer.config import SamplerConfig
@@ -190,3 +192,47 @@ def test_pictures_are_jittered_and_nothing_else(data):
     expected = (plain.patches.astype(np.float64) - 127.5) * (1.0 + change) + 127.5 + 255.0 * brightness
     assert np.abs(changed.patches - expected.clip(0, 255)).max() <= 0.51
     assert not np.array_equal(plain.patches, changed.patches)
+
+
+def test_each_step_has_the_return_of_the_rest_of_its_episode(shards, data):
+    """Also in windows and prompts: by the observation before it, against the rewards in the store."""
+    store = EpisodeStore.open(shards.parent / "store")
+    task = data["Discrete-v0"]
+    tokenizer, expected = EpisodeTokenizer(task.task), {}
+    for episode_id in store.table("Discrete-v0")["episode_id"].to_pylist():
+        episode = store.read(episode_id)
+        steps = tokenizer.encode(episode).tokens.reshape(-1, 5).tolist()
+        for step, tokens in enumerate(steps):
+            expected[tuple(tokens)] = int(task.return_range.to_ids(episode.rewards[step:].sum(keepdims=True))[0])
+    weights = {"Discrete-v0": 1.0, "*": 0.0}
+    config = dataclasses.replace(CONFIG, condition_on_return=True, task_weights=weights)
+    sampler = Sampler(data, config, seed=0)
+    places = np.array([0, 1, 2, 3, 4, -1])
+    for number in range(50):
+        row = sampler.sequence(number)
+        steps = row.tokens[: row.num_real].reshape(-1, 6)  # a return, 3 values, separator, action
+        assert (row.local_positions[: row.num_real].reshape(-1, 6) == places).all()
+        assert [expected[tuple(step)] for step in steps[:, 1:].tolist()] == steps[:, 0].tolist()
+        assert len(np.unique(steps[:, 0])) > 1
+        assert (row.target_slots + 1).tolist() == list(range(5, row.num_real, 6))
+    observed = Sampler(data, dataclasses.replace(config, observation_weight=0.5), seed=0).sequence(0)
+    assert set((observed.target_slots % 6).tolist()) == {0, 1, 2, 4}  # what is wished for is not predicted
+
+
+def test_returns_change_nothing_where_they_are_not_wanted(data):
+    without = {key: dataclasses.replace(task, returns_to_go=np.empty(0, "f4")) for key, task in data.items()}
+    with_them, old = Sampler(data, CONFIG, seed=3), Sampler(without, CONFIG, seed=3)
+    for number in range(20):
+        a, b = with_them.sequence(number), old.sequence(number)
+        assert all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ARRAYS)
+    with pytest.raises(UserError, match="needs the returns-to-go of shards of format gato-shards-v3; run"):
+        Sampler(without, dataclasses.replace(CONFIG, condition_on_return=True), seed=3)
+
+
+def test_patches_stay_beside_their_instructions(data):
+    plain, task = data["grid/Seen-v0"], data["grid/Seen-v0"].with_return_tokens()
+    for step in (0, 3):
+        one, other = plain.window(step, step + 1), task.window(step, step + 1)
+        assert other.tokens.tolist()[1:] == one.tokens.tolist()
+        assert np.array_equal(other.patches[other.patch_index], one.patches[one.patch_index])
+    assert data["text/story-v0"].with_return_tokens() is data["text/story-v0"]
