@@ -146,7 +146,7 @@ class _Slot:
 class GeneralistPolicy:
     """Acts in many episodes of one task at once (a `collectors.rollout.Policy`).
 
-    Where its prompts have return tokens, it asks before each observation for what is still missing of the wanted return.
+    Where its prompts have return tokens, it asks before each observation for what is still missing of the return.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 GET  /health                 whether it answers, and with what
 GET  /schema                 the tasks, what they are shown and what they do, and the limits
 POST /sessions               begins an episode: {"task_id", "seed", "encoding"}
-POST /sessions/<id>/act      {"observation": {...}} -> {"action": {...}, "step": 0}
+POST /sessions/<id>/act      {"observation": {...}, "reward": 0.0} -> {"action": {...}, "step": 0}
 POST /sessions/<id>/close    ends it
 """
 
@@ -30,7 +30,7 @@ from trainer.model import num_parameters
 from trainer.policy import ActingConfig, GeneralistPolicy, PromptSource
 from trainer.precision import choose_device
 from trainer.serve_sessions import MAX_SEED, BusyError, NoSessionError, Sessions
-from trainer.serve_values import describe, most_bytes, read_observation, write_action
+from trainer.serve_values import describe, most_bytes, read_observation, read_reward, write_action
 from trainer.shards import Dataset
 
 _MAX_OPENING_BYTES = 4096
@@ -90,6 +90,11 @@ class Service:
             self._prompts[task_id] = PromptSource.of(data, self._acting, self._trained)
         agent_id = f"generalist-{self._checkpoint}"
         return GeneralistPolicy(self._model, self._tokenizers[task_id], self._prompts[task_id], self._acting, agent_id)
+
+    @property
+    def asks_for_return(self) -> bool:
+        """Whether the network is conditioned on the return, and so wants to know the rewards."""
+        return self._trained.condition_on_return
 
     def facts(self) -> dict[str, Any]:
         """What answers."""
@@ -194,7 +199,9 @@ class _Handler(LoopbackHandler):
             }
             limits = {"sessions": config.max_sessions, "idle_seconds": config.idle_seconds,
                       "request_seconds": config.request_seconds}  # fmt: skip
-            self._say(HTTPStatus.OK, {"tasks": tasks, "encodings": _ENCODINGS, "limits": limits})
+            asks = self.server.service.asks_for_return
+            schema = {"tasks": tasks, "encodings": _ENCODINGS, "limits": limits, "asks_for_return": asks}
+            self._say(HTTPStatus.OK, schema)
         else:
             self._refuse(HTTPStatus.NOT_FOUND, "there is no such address; see GET /health and GET /schema")
 
@@ -246,10 +253,12 @@ class _Handler(LoopbackHandler):
             raise
         specs = self.server.service.tasks[session.task_id].observation_spec
         given = self._object(most_bytes(specs))
-        if set(given) != {"observation"}:
-            raise UserError(f"expected an object with the one field observation, got {str(sorted(given))[:200]}")
-        observation = read_observation(given["observation"], specs)
-        action, step = self.server.sessions.act(session_id, observation)
+        if not {"observation"} <= set(given) <= {"observation", "reward"}:
+            raise UserError(
+                f"expected an object with the field observation, and reward if wanted, got {str(sorted(given))[:200]}"
+            )
+        observation, reward = read_observation(given["observation"], specs), read_reward(given.get("reward", 0.0))
+        action, step = self.server.sessions.act(session_id, observation, reward)
         self._say(HTTPStatus.OK, {"action": write_action(action, session.encoding), "step": step})
 
     def _may_ask(self) -> bool:

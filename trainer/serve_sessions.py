@@ -102,8 +102,15 @@ class Sessions:
             session.used = self._now()
             return session
 
-    def act(self, session_id: str, observation: Mapping[str, Any]) -> tuple[Mapping[str, Any], int]:
+    def act(
+        self, session_id: str, observation: Mapping[str, Any], reward: float = 0.0
+    ) -> tuple[Mapping[str, Any], int]:
         """The action for an observation that was checked, and how many actions came before it.
+
+        Args:
+          session_id: of `open`.
+          observation: of the environment now.
+          reward: of the action before; matters where the network is conditioned on the return.
 
         Raises:
           NoSessionError: there is no such session.
@@ -113,6 +120,7 @@ class Sessions:
         if not session.lock.acquire(blocking=False):
             raise BusyError("this session is acting already: wait for its answer before the next observation")
         try:
+            session.policy.rewarded(0, reward)
             with self._model:
                 (action,) = session.policy.act([0], [observation])
             session.num_steps += 1

@@ -18,6 +18,7 @@ MAX_TEXT_BYTES = 4096
 _BYTES_PER_VALUE = 32
 _BYTES_PER_SMALL_VALUE = 8  # of 8 bits: "-128", likewise
 _SPARE_BYTES = 4096
+_MAX_REWARD = 1e30
 
 
 def most_bytes(specs: Mapping[str, ArraySpec]) -> int:
@@ -47,6 +48,17 @@ def read_observation(given: Any, specs: Mapping[str, ArraySpec]) -> dict[str, An
             f"observation: expected the fields {sorted(specs)}; missing {missing}, unknown {str(unknown)[:200]}"
         )
     return {key: _read(given[key], spec, f"observation.{key}") for key, spec in specs.items()}
+
+
+def read_reward(given: Any) -> float:
+    """What the action before earned.
+
+    Raises:
+      UserError: it is no finite number.
+    """
+    if isinstance(given, bool) or not isinstance(given, int | float) or not abs(given) <= _MAX_REWARD:
+        raise UserError(f"reward: expected a number of at most {_MAX_REWARD:g} in size, got {_kind(given)}")
+    return float(given)
 
 
 def _read(value: Any, spec: ArraySpec, where: str) -> Any:

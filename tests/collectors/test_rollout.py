@@ -107,6 +107,20 @@ def test_all_live_slots_act_together() -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
+def test_a_policy_that_asks_is_told_its_rewards() -> None:
+    told: dict[int, list[float]] = {0: [], 1: []}
+
+    class Asking(ScriptedPolicy):
+        def rewarded(self, slot: int, reward: float) -> None:
+            told[slot].append(reward)
+
+    task = registry.get("Pendulum-v1")
+    policy = Asking("asking", lambda env, seed: lambda observation, last_action: np.zeros(1, np.float32))
+    episodes = {episode.metadata.seed: episode for episode in rollout(task, policy, seeds=[1, 2, 3], num_envs=2)}
+    assert told[0] == [*episodes[1].rewards, *episodes[3].rewards]
+    assert told[1] == episodes[2].rewards.tolist()
+
+
 def test_given_environments_stay_open() -> None:
     env = CARTPOLE.environment()
     for _ in range(2):

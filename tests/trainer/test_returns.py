@@ -1,6 +1,9 @@
 """A policy that is asked for a return: what it is told, and that it acts on it."""
 
 import dataclasses
+import json
+import threading
+import urllib.request
 
 import numpy as np
 import pytest
@@ -22,6 +25,7 @@ from trainer.config import ModelConfig, OptimizerConfig, SamplerConfig, TrainCon
 from trainer.evaluate import generalist_policy
 from trainer.model import Generalist
 from trainer.policy import ActingConfig, GeneralistPolicy, PromptSource
+from trainer.serve import PolicyServer, ServeConfig, Service
 from trainer.shards import Dataset
 from trainer.train import train
 
@@ -179,3 +183,31 @@ def test_a_network_without_the_condition_cannot_be_asked(shards, run, tmp_path, 
     ):
         assert cli.main([*command, *more]) == 2
         assert sentence in capsys.readouterr().err
+
+
+def test_a_server_is_told_the_rewards(shards, run):
+    acting = ActingConfig(target_return=4.0, history_steps=6)
+    server = PolicyServer(Service(run, Dataset.open(shards), [ARMS.task_id], acting), ServeConfig(port=0))
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def ask(path, body):
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(server.url + path, json.dumps(body).encode() if body else None, headers)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+    try:
+        assert ask("/schema", None)["asks_for_return"] is True
+        session = ask("/sessions", {"task_id": ARMS.task_id})["session"]
+        env, reward, over = TwoArms(), 0.0, False
+        observation = env.reset(0)
+        total = 0.0
+        while not over:
+            shown = {"observation": observation["observation"].tolist()}
+            action = ask(f"/sessions/{session}/act", {"observation": shown, "reward": reward})["action"]["action"]
+            observation, reward, over = env.step(action)
+            total += reward
+        assert total == run_episode(generalist_policy(run, Dataset.open(shards), ARMS.task_id, acting), 0)
+    finally:
+        server.shutdown()
+        server.server_close()
