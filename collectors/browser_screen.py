@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import collections
-import hmac
-import http.server
 import io
 import json
-import secrets
 import threading
 import urllib.parse
 from collections.abc import Collection
+from http import HTTPStatus
 from typing import Any
 
 import numpy as np
 
 from collectors.keyboard import KEYS
+from episode_store.loopback import BodyError, LoopbackHandler, LoopbackServer
 
 _MAX_BODY_BYTES = 4096
 _MAX_PRESSES = 64
@@ -50,20 +49,18 @@ class BrowserScreen:
     """Serves one player on 127.0.0.1 until `close`."""
 
     def __init__(self, *, port: int = 0) -> None:
-        self._token = secrets.token_urlsafe(24)
         self._changed = threading.Condition()
         self._frame: tuple[int, bytes, str] = (0, b"", "")
         self._held: frozenset[str] = frozenset()
         self._presses: collections.deque[str] = collections.deque(maxlen=_MAX_PRESSES)
         self._closed = False
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", port), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(self, port)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     @property
     def address(self) -> str:
         """To be opened by the player; holds the secret."""
-        return f"http://127.0.0.1:{self._server.server_port}/?token={self._token}"
+        return f"http://127.0.0.1:{self._server.server_port}/?token={self._server.token}"
 
     @property
     def is_closed(self) -> bool:
@@ -100,12 +97,13 @@ class BrowserScreen:
         self._server.shutdown()
         self._server.server_close()
 
-    def _frame_after(self, number: int) -> tuple[int, bytes, str] | None:
+    def frame_after(self, number: int) -> tuple[int, bytes, str] | None:
+        """Number, PNG and caption of the newest picture; None if none is newer than `number` for ten seconds."""
         with self._changed:
             self._changed.wait_for(lambda: self._frame[0] > number or self._closed, _POLL_SECONDS)
             return self._frame if self._frame[0] > number else None
 
-    def _take(self, body: Any) -> bool:
+    def take(self, body: Any) -> bool:
         """Reads what the page tells; False for anything else."""
         if not isinstance(body, dict):
             return False
@@ -119,59 +117,56 @@ class BrowserScreen:
         self._presses.extend(key for key in pressed if key in KEYS)
         return True
 
-    def _handler(screen) -> type[http.server.BaseHTTPRequestHandler]:  # noqa: N805
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                query = self._query()
-                if query is None:
-                    return
-                if self.path.startswith("/?"):
-                    self._answer(200, _PAGE.encode(), "text/html; charset=utf-8")
-                elif self.path.startswith("/frame?"):
-                    after = query.get("after", ["0"])[0]
-                    found = screen._frame_after(int(after) if after.isdecimal() and len(after) < 12 else 0)
-                    if found is None:
-                        self._answer(410 if screen._closed else 204, b"", "image/png")
-                    else:
-                        number, picture, caption = found
-                        headers = {"X-Frame": str(number), "X-Caption": caption.encode("ascii", "replace").decode()}
-                        self._answer(200, picture, "image/png", headers)
-                else:
-                    self._answer(404, b"", "text/plain")
 
-            def do_POST(self) -> None:
-                if self._query() is None:
-                    return
-                length = self.headers.get("Content-Length", "")
-                if not self.path.startswith("/keys?") or not length.isdecimal() or int(length) > _MAX_BODY_BYTES:
-                    self._answer(400, b"", "text/plain")
-                    return
-                try:
-                    understood = screen._take(json.loads(self.rfile.read(int(length))))
-                except ValueError:
-                    understood = False
-                self._answer(204 if understood else 400, b"", "text/plain")
+class _Server(LoopbackServer):
+    def __init__(self, screen: BrowserScreen, port: int) -> None:
+        self.screen = screen
+        super().__init__(_Handler, port=port)
 
-            def _query(self) -> dict[str, list[str]] | None:
-                """What follows the '?', where the secret is right and the page is our own; else the answer is given."""
-                query = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
-                token = query.get("token", [""])[0]
-                # Another site's page whose name was pointed at this machine has another Host.
-                host = self.headers.get("Host", "").partition(":")[0]
-                if hmac.compare_digest(token.encode(), screen._token.encode()) and host in ("127.0.0.1", "localhost"):
-                    return query
-                self._answer(403, b"", "text/plain")
-                return None
 
-            def _answer(self, code: int, body: bytes, kind: str, headers: dict[str, str] | None = None) -> None:
-                self.send_response(code)
-                for name, value in {"Content-Type": kind, "Cache-Control": "no-store", **(headers or {})}.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+class _Handler(LoopbackHandler):
+    server: _Server
 
-            def log_message(self, format: str, *args: Any) -> None:
-                """Nothing: the terminal is the player's."""
+    def do_GET(self) -> None:  # noqa: N802
+        """The page, or the next picture."""
+        path, asked = self._asked()
+        if path == "/":
+            self.reply(HTTPStatus.OK, "text/html; charset=utf-8", _PAGE.encode())
+        elif path == "/frame":
+            after = asked.get("after", "0")
+            found = self.server.screen.frame_after(int(after) if after.isdecimal() and len(after) < 12 else 0)
+            if found is None:
+                self._say(HTTPStatus.GONE if self.server.screen.is_closed else HTTPStatus.NO_CONTENT)
+            else:
+                number, picture, caption = found
+                headers = {"X-Frame": str(number), "X-Caption": caption.encode("ascii", "replace").decode()}
+                self.reply(HTTPStatus.OK, "image/png", picture, headers)
+        elif path is not None:
+            self._say(HTTPStatus.NOT_FOUND)
 
-        return Handler
+    def do_POST(self) -> None:  # noqa: N802
+        """Keys."""
+        path, _ = self._asked()
+        if path is None:
+            return
+        try:
+            told = json.loads(self.read_body(_MAX_BODY_BYTES) or b"")
+            understood = path == "/keys" and self.server.screen.take(told)
+        except (BodyError, ValueError):
+            understood = False
+        self._say(HTTPStatus.NO_CONTENT if understood else HTTPStatus.BAD_REQUEST)
+
+    def _asked(self) -> tuple[str | None, dict[str, str]]:
+        """Path and query of a request that is the page's own; of another's the path is None, and it is refused."""
+        parts = urllib.parse.urlsplit(self.path)
+        asked = dict(urllib.parse.parse_qsl(parts.query))
+        if self.names_this_machine and self.server.admits(asked.get("token", "")):
+            return parts.path, asked
+        self.close_connection = True  # its body is not read
+        self._say(HTTPStatus.FORBIDDEN)
+        return None, {}
+
+    def _say(self, status: HTTPStatus) -> None:
+        self.reply(status, "text/plain", b"")
+        if self.close_connection:
+            self.drain()
