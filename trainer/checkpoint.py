@@ -31,6 +31,7 @@ from tokenization.vocabulary import VOCABULARY_SIZE
 from trainer.config import TrainConfig
 from trainer.model import Generalist
 from trainer.optim import Optimizer
+from trainer.tensors import whole
 
 FORMAT = "gato-checkpoint-v1"
 CONFIG_FILE = "config.json"
@@ -104,8 +105,7 @@ def snapshot(model: nn.Module, optimizer: Optimizer) -> dict[str, dict[str, torc
 
 
 def _copied(value: torch.Tensor) -> torch.Tensor:
-    whole = value.full_tensor() if isinstance(value, DTensor) else value
-    return whole.detach().to("cpu", copy=True).contiguous()
+    return whole(value).detach().to("cpu", copy=True).contiguous()
 
 
 def save(run: Path, tensors: Tensors, state: Mapping[str, Any], *, keep: int = 2) -> Path:

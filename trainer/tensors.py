@@ -1,4 +1,4 @@
-"""Dataclasses of tensors: one function over all of them."""
+"""Dataclasses of tensors: one function over all of them. And tensors that ranks hold parts of."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
@@ -21,3 +22,8 @@ def map_tensors(values: T, change: Callable[[Tensor], Tensor]) -> T:
     return dataclasses.replace(
         instance, **{field.name: changed(getattr(values, field.name)) for field in dataclasses.fields(instance)}
     )
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor as one; where ranks hold parts of it, all of them must call this."""
+    return value.full_tensor() if isinstance(value, DTensor) else value

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from episode_store.command_line import progress
@@ -32,6 +31,7 @@ from trainer.parallel import Ranks, averaging
 from trainer.precision import autocast, choose_device, choose_precision, make_scaler
 from trainer.sampler import Sampler
 from trainer.shards import Dataset
+from trainer.tensors import whole
 
 _MOST_SKIPPED_IN_A_ROW = 10
 _LOCK_FILE = ".lock"
@@ -122,7 +122,7 @@ def _train(dataset: Dataset, run: Path, config: TrainConfig, ranks: Ranks) -> di
             upcoming = _moved(next(source), device)
             next_waited = time.perf_counter() - began
             optimizer.unscale(scaler)
-            norm = _whole(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.gradient_clip_norm))
+            norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.gradient_clip_norm))
             finite = math.isfinite(float(loss)) and (math.isfinite(float(norm)) or scaler.is_enabled())
             if finite:
                 state.skipped_in_a_row = 0
@@ -217,10 +217,6 @@ def _moved(parts: Sequence[Batch], device: torch.device) -> tuple[Batch, ...]:
     return tuple(part.to(device) for part in parts)
 
 
-def _whole(value: torch.Tensor) -> torch.Tensor:
-    return value.full_tensor() if isinstance(value, DTensor) else value
-
-
 def _check(config: TrainConfig, ranks: Ranks) -> None:
     """Refuses what cannot work before anything is read."""
     for name, allowed in (("non_finite", ("stop", "skip")), ("damaged_shards", ("stop", "skip"))):
@@ -276,7 +272,7 @@ def _first_broken(task_ids: Sequence[str], parts: Sequence[Batch], losses: Seque
 
 def _broken_gradient(model: nn.Module) -> str:
     for name, parameter in model.named_parameters():
-        if parameter.grad is not None and not bool(_whole(parameter.grad).isfinite().all()):
+        if parameter.grad is not None and not bool(whole(parameter.grad).isfinite().all()):
             return f", in the gradient of {name}"
     return ""
 
