@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from episode_store import corpus
-from episode_store.episode import Episode
 from episode_store.errors import UserError
 from episode_store.formats import image_pairs, text_files
-from episode_store.formats.format import Finding, Importer, LossLog, SingleTaskImporter, one_line, task_id_from
-from episode_store.formats.image_pairs import Pair
+from episode_store.formats.format import Finding, Importer, one_line
+from episode_store.formats.image_pairs import Pair, PairImporter
 from episode_store.formats.transfer import Bar, examine_importer, no_bar
 
 # The captions of COCO's 118,000 training pictures are 92 MB.
@@ -51,37 +50,22 @@ def doctor(source: Path, progress: Bar = no_bar) -> list[Finding]:
     return examine_importer(lambda: CocoImporter(source, task_id=None, options={}), source, progress)
 
 
-class CocoImporter(SingleTaskImporter):
+class CocoImporter(PairImporter):
     """The importer; see `format.Importer`."""
 
     name = "coco"
 
     def __init__(self, source: Path, *, task_id: str | None, options: Mapping[str, str]) -> None:
-        super().__init__()
-        self._side = image_pairs.side_option(options)
         self._annotations = _Annotations(source, Path(options["images"]) if "images" in options else None)
-        kind = "vqa" if self._annotations.has_questions else "caption"
-        observation = {"image": corpus.image_spec(self._side)}
-        self._task = corpus.corpus_spec(
-            task_id_from(task_id or f"{kind}/{source.name.partition('.')[0]}"),
-            observation=observation | ({"text": corpus.TEXT} if self._annotations.has_questions else {}),
-            kind=kind,
-            max_steps=corpus.PAIRS_PER_EPISODE,
-        )
+        with_questions = self._annotations.has_questions
+        super().__init__(source, task_id=task_id, options=options, with_questions=with_questions)
 
     def num_episodes(self) -> int | None:
         """About: some episodes at the end may be short."""
         return -(-len(self._annotations.entries) // corpus.PAIRS_PER_EPISODE)
 
-    def episodes(self) -> Iterator[Episode]:
-        """Five pairs an episode, in the order of the annotations."""
-        self._losses, self._findings = LossLog(), list(self._annotations.findings)
-        with_questions = self._annotations.has_questions
-        yield from image_pairs.episodes(
-            self._pairs(), task_id=self._task.task_id, agent_id=self.name, with_questions=with_questions
-        )
-
     def _pairs(self) -> Iterator[Pair]:
+        self._findings += self._annotations.findings
         for where, path, question, answer in self._annotations.entries:
             try:
                 if path is None:
@@ -90,17 +74,9 @@ class CocoImporter(SingleTaskImporter):
                     raise ValueError(f"a picture of more than {image_pairs.MAX_IMAGE_BYTES} bytes")
                 data = path.read_bytes()
             except (OSError, ValueError) as error:
-                self._findings.append(Finding(severity="error", where=where, what=one_line(error)))
+                self._refuse(where, error)
                 continue
-            pair = image_pairs.make_pair(
-                data,
-                where=where,
-                question=question,
-                answer=answer,
-                side=self._side,
-                losses=self._losses,
-                refuse=self._findings.append,
-            )
+            pair = self._pair(data, where=where, question=question, answer=answer)
             if pair is not None:
                 yield pair
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 
 from episode_store import corpus
 from episode_store.episode import Episode, EpisodeMetadata
 from episode_store.errors import UserError
-from episode_store.formats.format import Finding, LossLog, need, one_line
+from episode_store.formats.format import Finding, LossLog, SingleTaskImporter, need, one_line, task_id_from
 from episode_store.splits import DEFAULT_HOLDOUT, TRAIN, VALIDATION
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -137,23 +138,51 @@ def _episode(split: str, group: list[Pair], task_id: str, agent_id: str, with_qu
     )
 
 
-def make_pair(
-    data: bytes,
-    *,
-    where: str,
-    question: str,
-    answer: str,
-    side: int,
-    losses: LossLog,
-    refuse: Callable[[Finding], None],
-) -> Pair | None:
-    """A pair of a picture's bytes; None after `refuse` was told why there is none."""
-    try:
-        image = decode(data, side, losses)
-        if not answer.strip():
-            raise ValueError("nothing is said of it")
-    except ValueError as error:
-        refuse(Finding(severity="error", where=where, what=str(error)))
-        return None
-    key = corpus.facts_hash(image.tobytes())
-    return Pair(where=where, key=key, image=image, question=question.strip(), answer=answer.strip())
+class PairImporter(SingleTaskImporter):
+    """An importer of pictures with captions, or with questions and answers; a subclass has a name and finds the pairs.
+
+    Args:
+      source: names the task where no `task_id` does.
+      task_id: of the task; None for "caption/" or "vqa/" and the source's name.
+      options: "side" of the pictures.
+      with_questions: whether its pairs have questions.
+    """
+
+    name: str
+
+    def __init__(self, source: Path, *, task_id: str | None, options: Mapping[str, str], with_questions: bool) -> None:
+        super().__init__()
+        self._side, self._with_questions = side_option(options), with_questions
+        kind = "vqa" if with_questions else "caption"
+        observation = {"image": corpus.image_spec(self._side)}
+        self._task = corpus.corpus_spec(
+            task_id_from(task_id or f"{kind}/{source.name.partition('.')[0]}"),
+            observation=observation | ({"text": corpus.TEXT} if with_questions else {}),
+            kind=kind,
+            max_steps=corpus.PAIRS_PER_EPISODE,
+        )
+
+    def episodes(self) -> Iterator[Episode]:
+        """Five pairs an episode, in the order of the source."""
+        self._losses, self._findings = LossLog(), []
+        yield from episodes(
+            self._pairs(), task_id=self._task.task_id, agent_id=self.name, with_questions=self._with_questions
+        )
+
+    def _pairs(self) -> Iterator[Pair]:
+        raise NotImplementedError
+
+    def _pair(self, data: bytes, *, where: str, question: str, answer: str) -> Pair | None:
+        """A pair of a picture's bytes; None where there is none, which becomes a finding."""
+        try:
+            image = decode(data, self._side, self._losses)
+            if not answer.strip():
+                raise ValueError("nothing is said of it")
+        except ValueError as error:
+            self._refuse(where, error)
+            return None
+        key = corpus.facts_hash(image.tobytes())
+        return Pair(where=where, key=key, image=image, question=question.strip(), answer=answer.strip())
+
+    def _refuse(self, where: str, error: Exception) -> None:
+        self._findings.append(Finding(severity="error", where=where, what=one_line(error)))

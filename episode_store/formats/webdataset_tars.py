@@ -14,11 +14,9 @@ import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from episode_store import corpus
-from episode_store.episode import Episode
 from episode_store.formats import image_pairs, text_files
-from episode_store.formats.format import Finding, Importer, LossLog, SingleTaskImporter, one_line, task_id_from
-from episode_store.formats.image_pairs import Pair
+from episode_store.formats.format import Finding, Importer, one_line
+from episode_store.formats.image_pairs import Pair, PairImporter
 from episode_store.formats.transfer import Bar, examine_importer, no_bar
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -50,36 +48,19 @@ def doctor(source: Path, progress: Bar = no_bar) -> list[Finding]:
     return examine_importer(lambda: WebDatasetImporter(source, task_id=None, options={}), source, progress)
 
 
-class WebDatasetImporter(SingleTaskImporter):
+class WebDatasetImporter(PairImporter):
     """The importer; see `format.Importer`."""
 
     name = "webdataset"
 
     def __init__(self, source: Path, *, task_id: str | None, options: Mapping[str, str]) -> None:
-        super().__init__()
         self._source = source
         self._files = text_files.require(text_files.find_files(source, SUFFIXES), source, "tars")
-        self._side = image_pairs.side_option(options)
-        self._has_questions = self._first_has_question()
-        kind = "vqa" if self._has_questions else "caption"
-        observation = {"image": corpus.image_spec(self._side)}
-        self._task = corpus.corpus_spec(
-            task_id_from(task_id or f"{kind}/{source.name.partition('.')[0]}"),
-            observation=observation | ({"text": corpus.TEXT} if self._has_questions else {}),
-            kind=kind,
-            max_steps=corpus.PAIRS_PER_EPISODE,
-        )
+        super().__init__(source, task_id=task_id, options=options, with_questions=self._first_has_question())
 
     def num_episodes(self) -> int | None:
         """Nobody knows before reading."""
         return None
-
-    def episodes(self) -> Iterator[Episode]:
-        """Five samples an episode, tar by tar."""
-        self._losses, self._findings = LossLog(), []
-        yield from image_pairs.episodes(
-            self._pairs(), task_id=self._task.task_id, agent_id=self.name, with_questions=self._has_questions
-        )
 
     def _first_has_question(self) -> bool:
         for file in self._files:
@@ -97,7 +78,7 @@ class WebDatasetImporter(SingleTaskImporter):
             key = ""
             try:
                 for key, sample in _samples(file):
-                    pair = self._pair(sample, f"{name} {key}")
+                    pair = self._pair_of(sample, f"{name} {key}")
                     if pair is not None:
                         yield pair
             except _DAMAGE as error:
@@ -106,26 +87,18 @@ class WebDatasetImporter(SingleTaskImporter):
                     Finding(severity="error", where=f"{name} after {key or 'its beginning'}", what=what)
                 )
 
-    def _pair(self, sample: Sample, where: str) -> Pair | None:
+    def _pair_of(self, sample: Sample, where: str) -> Pair | None:
         image = next((sample[suffix] for suffix in image_pairs.SUFFIXES if suffix in sample), None)
         try:
             if image is None:
                 raise ValueError(f"expected a picture, got {', '.join(sorted(sample)) or 'nothing'}")
             question, answer = _texts(sample)
-            if bool(question) != self._has_questions:
+            if bool(question) != self._with_questions:
                 raise ValueError("expected a question in all samples or in none")
         except ValueError as error:
-            self._findings.append(Finding(severity="error", where=where, what=one_line(error)))
+            self._refuse(where, error)
             return None
-        return image_pairs.make_pair(
-            image,
-            where=where,
-            question=question,
-            answer=answer,
-            side=self._side,
-            losses=self._losses,
-            refuse=self._findings.append,
-        )
+        return self._pair(image, where=where, question=question, answer=answer)
 
 
 def _is_pair(sample: Sample) -> bool:
