@@ -60,24 +60,31 @@ class ActionGuard:
 
 
 class Watch:
-    """One guard on one environment; `begin` each episode, then for each step `refuses`, `limited` and `exceeded`.
+    """One guard on one robot; `begin` each episode, then for each step `refuses`, `limited` and `exceeded`.
+
+    Without a simulator, as where a program drives a real robot, `exceeded` has nothing to measure and is left out.
+
+    Args:
+      guard: the limits.
+      space: of actions: it has a shape, a dtype, `low` and `high`.
+      name: of the task, for the log.
 
     Attributes:
       events: of the episode: {"step", "kind", "what"} each, the first 20 of a kind.
       counts: kind -> number of events in the episode.
     """
 
-    def __init__(self, guard: ActionGuard, env: gymnasium.Env, name: str) -> None:
+    def __init__(self, guard: ActionGuard, space: Any, name: str) -> None:
         self._guard = guard
         self._name = name
-        self._space: Any = env.action_space
-        self._env = env
+        self._space = space
+        self.begin()
 
     def begin(self) -> None:
         """Right after a reset."""
         self.events: list[dict[str, Any]] = []
         self.counts: collections.Counter[str] = collections.Counter()
-        self._step = 0
+        self._step = -1
         self._last: np.ndarray | None = None
 
     @property
@@ -86,7 +93,8 @@ class Watch:
         return np.clip(np.zeros(self._space.shape, self._space.dtype), self._space.low, self._space.high)
 
     def refuses(self, choice: Mapping[str, Any]) -> bool:
-        """Whether the policy's choice must not be executed."""
+        """Whether the policy's choice must not be executed; call it once a step, before all else."""
+        self._step += 1
         action = np.asarray(choice["action"])
         if action.shape != self._space.shape:
             return self._event(OUT_OF_SPACE, f"shape {action.shape}, expected {self._space.shape}")
@@ -108,9 +116,9 @@ class Watch:
         self._last = action
         return action
 
-    def exceeded(self) -> bool:
-        """Whether the robot has left its bounds in the step that was just made; call it once a step."""
-        position, speed, force = measure(self._env, self._guard.site)
+    def exceeded(self, env: gymnasium.Env) -> bool:
+        """Whether the robot has left its bounds in the step that was just made."""
+        position, speed, force = measure(env, self._guard.site)
         stop = False
         if (position < self._guard.low).any() or (position > self._guard.high).any():
             stop = self._event(POSITION, f"{np.round(position, 3).tolist()} m is outside of the box")
@@ -118,7 +126,6 @@ class Watch:
             stop = self._event(SPEED, f"{speed:.3g} m/s")
         if force > self._guard.max_force:
             stop = self._event(FORCE, f"{force:.3g} N")
-        self._step += 1
         return stop
 
     def to_json(self) -> dict[str, Any]:

@@ -215,7 +215,7 @@ class _Slot:
         self._todo = todo
         self._disturbance = disturbance
         self._filming = frames
-        self._watch = Watch(guard, env, spec.task_id) if guard is not None else None
+        self._watch = Watch(guard, env.action_space, spec.task_id) if guard is not None else None
         self._flatten_observation = spaces.flattener(env.observation_space, "observation")
         self._flatten_action = spaces.flattener(env.action_space, "action")
         self._unflatten_action = spaces.unflattener(env.action_space, "action")
@@ -246,7 +246,7 @@ class _Slot:
             action = self._watch.limited(action)
         value, reward, terminated, truncated, _ = self.env.step(action)
         if self._watch is not None:
-            stopped = self._watch.exceeded() or stopped
+            stopped = self._watch.exceeded(self.env) or stopped
             truncated = truncated or (stopped and not terminated)
         self.observation = self._flatten_observation(value)
         fields = self._flatten_action(action)

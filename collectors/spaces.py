@@ -51,6 +51,12 @@ def action_spec(space: spaces.Space) -> dict[str, ArraySpec]:
     return {key: _leaf_spec(key, leaf, None) for key, leaf in _leaves(space, "action")}
 
 
+def action_box(spec: ArraySpec) -> spaces.Box:
+    """The space of a bounded continuous action that has this spec."""
+    low, high = (np.reshape(np.asarray(bound, spec.dtype), spec.shape) for bound in (spec.low, spec.high))
+    return spaces.Box(low, high, dtype=np.dtype(spec.dtype).type)
+
+
 def flatten_observation(space: spaces.Space, value: Any) -> Fields:
     """The fields of one observation: arrays, and strings for text. The inverse of `unflatten_observation`."""
     return flattener(space, "observation")(value)

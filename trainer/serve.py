@@ -22,6 +22,9 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from collectors import registry
+from collectors.action_guard import Watch
+from collectors.spaces import action_box
 from episode_store.errors import UserError
 from episode_store.loopback import ADDRESS, BodyError, LoopbackHandler, LoopbackServer
 from tokenization.episode_tokenizer import EpisodeTokenizer
@@ -29,7 +32,7 @@ from trainer import checkpoint
 from trainer.model import num_parameters
 from trainer.policy import ActingConfig, GeneralistPolicy, PromptSource
 from trainer.precision import choose_device
-from trainer.serve_sessions import MAX_SEED, BusyError, NoSessionError, Sessions
+from trainer.serve_sessions import MAX_SEED, BusyError, NoSessionError, Sessions, StoppedError
 from trainer.serve_values import describe, most_bytes, read_observation, read_reward, write_action
 from trainer.shards import Dataset
 
@@ -69,11 +72,18 @@ class ServeConfig:
 
 
 class Service:
-    """The model and its tasks, shared by all sessions."""
+    """The model and its tasks, shared by all sessions.
+
+    Attributes:
+      tasks: by id.
+      guards: action guards of robots, by task id.
+      asks_for_return: whether the network is conditioned on the return, and so wants to know the rewards.
+    """
 
     def __init__(self, run: Path, dataset: Dataset, task_ids: Sequence[str], acting: ActingConfig) -> None:
         self._trained = checkpoint.load_config(run).sampler
         acting.check(self._trained)
+        self.asks_for_return = self._trained.condition_on_return
         self._acting, self._dataset = acting, dataset
         self._model = checkpoint.load_model(run, choose_device("auto")).eval()
         self._checkpoint = checkpoint.latest(run).name
@@ -82,6 +92,7 @@ class Service:
         text = dataset.text_tokenizer() if dataset.has_text_model else None
         self._tokenizers = {task_id: EpisodeTokenizer(task, text) for task_id, task in self.tasks.items()}
         self._prompts: dict[str, PromptSource] = {}
+        self.guards = {task.task_id: task.guard for task in registry.all_tasks() if task.guard is not None}
 
     def make_policy(self, task_id: str) -> GeneralistPolicy:
         """A policy of one session; the demonstrations of a task are read when it is first asked for."""
@@ -91,10 +102,11 @@ class Service:
         agent_id = f"generalist-{self._checkpoint}"
         return GeneralistPolicy(self._model, self._tokenizers[task_id], self._prompts[task_id], self._acting, agent_id)
 
-    @property
-    def asks_for_return(self) -> bool:
-        """Whether the network is conditioned on the return, and so wants to know the rewards."""
-        return self._trained.condition_on_return
+    def make_watch(self, task_id: str) -> Watch | None:
+        """The task's action guard at the beginning of a session; None for a task that has none."""
+        if task_id not in self.guards:
+            return None
+        return Watch(self.guards[task_id], action_box(self.tasks[task_id].action_spec["action"]), task_id)
 
     def facts(self) -> dict[str, Any]:
         """What answers."""
@@ -121,7 +133,9 @@ class PolicyServer(LoopbackServer):
         if token is None and not config.is_local:
             raise UserError(f"address {config.address}: other machines reach it, so a token is required")
         self.service, self.config, self.needs_token = service, config, token is not None
-        self.sessions = Sessions(service.make_policy, most=config.max_sessions, idle_seconds=config.idle_seconds)
+        self.sessions = Sessions(
+            service.make_policy, service.make_watch, most=config.max_sessions, idle_seconds=config.idle_seconds
+        )
         # When each connection was opened or last answered.
         self._connections: dict[socket.socket, float] = {}
         self._lock, self._ended = threading.Lock(), threading.Event()
@@ -189,11 +203,13 @@ class _Handler(LoopbackHandler):
         if self.path == "/health":
             self._say(HTTPStatus.OK, {"status": "ok", "sessions": len(sessions), **self.server.service.facts()})
         elif self.path == "/schema":
+            guards = self.server.service.guards
             tasks = {
                 task_id: {
                     "observation": describe(task.observation_spec),
                     "action": describe(task.action_spec),
                     "max_body_bytes": most_bytes(task.observation_spec),
+                    "guard": guards[task_id].to_json() if task_id in guards else None,
                 }
                 for task_id, task in self.server.service.tasks.items()
             }
@@ -225,6 +241,8 @@ class _Handler(LoopbackHandler):
             self._refuse(error.status, str(error))
         except NoSessionError as error:
             self._refuse(HTTPStatus.NOT_FOUND, str(error))
+        except StoppedError as error:
+            self._refuse(HTTPStatus.CONFLICT, str(error))
         except BusyError as error:
             self._refuse(HTTPStatus.TOO_MANY_REQUESTS, str(error))
         except UserError as error:
@@ -258,8 +276,11 @@ class _Handler(LoopbackHandler):
                 f"expected an object with the field observation, and reward if wanted, got {str(sorted(given))[:200]}"
             )
         observation, reward = read_observation(given["observation"], specs), read_reward(given.get("reward", 0.0))
-        action, step = self.server.sessions.act(session_id, observation, reward)
-        self._say(HTTPStatus.OK, {"action": write_action(action, session.encoding), "step": step})
+        answer = self.server.sessions.act(session_id, observation, reward)
+        body = {"action": write_action(answer.action, session.encoding), "step": answer.step}
+        if answer.guard_events is not None:
+            body["guard"] = {"stopped": answer.is_last, "events": answer.guard_events}
+        self._say(HTTPStatus.OK, body)
 
     def _may_ask(self) -> bool:
         """Checks host, origin, token and the kind of body; else the answer is given."""

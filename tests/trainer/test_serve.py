@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 
+from collectors import registry
+from collectors.action_guard import ActionGuard
 from episode_store.errors import UserError
 from episode_store.spec import ArraySpec, Modality
 from tokenization.episode_tokenizer import EpisodeTokenizer
@@ -160,6 +162,62 @@ def test_schema_and_health(serve):
     assert schema["limits"] == {"sessions": 3, "idle_seconds": 300.0, "request_seconds": 60.0}
     health = client.ask("GET", "/health")[1]
     assert (health["status"], health["checkpoint"], health["sessions"]) == ("ok", "step-00000002", 0)
+
+
+class Wild:
+    """Does what it is told, however mad; in place of a policy."""
+
+    def __init__(self, choices):
+        self._choices = iter(choices)
+
+    def begin_episode(self, slot, env, seed):
+        pass
+
+    def rewarded(self, slot, reward):
+        pass
+
+    def act(self, slots, observations):
+        return [{"action": np.array(next(self._choices), np.float32)}]
+
+
+GUARD = ActionGuard(site="hand", low=(0, 0, 0), high=(1, 1, 1), max_speed=1.0, max_force=1.0, max_change=0.25)
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        ([np.nan, 0], "non-finite action: [nan, 0.0]"),
+        ([0, np.inf], "non-finite action: [0.0, inf]"),
+        ([0, 1.5], "action out of its space: [0.0, 1.5]"),
+        ([0, 0, 0], "action out of its space: shape (3,), expected (2,)"),
+    ],
+)
+def test_a_policy_that_misbehaves_is_slowed_and_stopped(serve, service, monkeypatch, bad, why):
+    monkeypatch.setitem(service.guards, "Continuous-v0", GUARD)
+    monkeypatch.setattr(service, "make_policy", lambda task_id: Wild([[1, 0], [-1, 0], [-1, 0], bad, [0, 0]]))
+    client = serve()
+    session, other = client.open("Continuous-v0"), client.open("Continuous-v0")
+    act = f"/sessions/{session}/act", {"observation": {"observation": [0, 0]}}
+    answers = [client.ask("POST", *act) for _ in range(4)]
+    assert [status for status, _ in answers] == [200] * 4
+    # A quarter of the range of 2 in each step, and then it holds still.
+    assert [answer["action"]["action"] for _, answer in answers] == [[1, 0], [0.5, 0], [0, 0], [0, 0]]
+    kind = why.partition(":")[0]
+    assert [answer["guard"] for _, answer in answers] == [
+        {"stopped": False, "events": {}},
+        {"stopped": False, "events": {"rate limited": 1}},
+        {"stopped": False, "events": {"rate limited": 2}},
+        {"stopped": True, "events": {"rate limited": 2, kind: 1}},
+    ]
+    told = f"the action guard stopped this session at step 3: {why}; begin another"
+    assert client.ask("POST", *act) == (409, {"error": told})
+    assert client.act(other, {"observation": [0, 0]}) == {"action": [1, 0]}  # another robot's session goes on
+    assert client.ask("GET", "/schema")[1]["tasks"]["Continuous-v0"]["guard"]["max_change"] == 0.25
+
+
+def test_robots_of_the_catalogue_are_guarded_and_others_are_not(service):
+    assert service.guards["metaworld/reach-v3"] == registry.get("metaworld/reach-v3").guard
+    assert all(service.make_watch(task_id) is None for task_id in TASKS)
 
 
 FIELD = "observation.observation: "
@@ -315,7 +373,7 @@ def test_there_are_so_many_sessions(serve):
 
 def test_idle_sessions_are_closed(service):
     now = [0.0]
-    sessions = Sessions(service.make_policy, most=2, idle_seconds=10, now=lambda: now[0])
+    sessions = Sessions(service.make_policy, service.make_watch, most=2, idle_seconds=10, now=lambda: now[0])
     first = sessions.open("Discrete-v0", seed=0, encoding="lists")
     now[0] = 8.0
     second = sessions.open("Discrete-v0", seed=0, encoding="lists")
