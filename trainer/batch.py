@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from episode_store.errors import UserError
-from trainer.attention import SegmentedAttention
+from trainer.attention import PackedAttention, SegmentedAttention
 from trainer.flops import Work
 from trainer.loss import Targets
 from trainer.model import ModelInput
@@ -35,7 +35,7 @@ class Batch:
     """
 
     inputs: ModelInput
-    attention: SegmentedAttention
+    attention: PackedAttention
     targets: Targets
     total_weight: float
     work: Work
@@ -57,8 +57,8 @@ class Batch:
         )
 
 
-def collate(rows: Sequence[PackedSequence]) -> Batch:
-    """Lays packed sequences end to end."""
+def collate(rows: Sequence[PackedSequence], attention: type[PackedAttention] = SegmentedAttention) -> Batch:
+    """Lays packed sequences end to end, for one kind of attention."""
     length = len(rows[0].tokens)
     starts = np.arange(len(rows)) * length
     patch_starts = np.cumsum([0] + [len(row.patches) for row in rows])
@@ -80,7 +80,7 @@ def collate(rows: Sequence[PackedSequence]) -> Batch:
     )
     return Batch(
         inputs=inputs,
-        attention=SegmentedAttention.from_lengths([n for row in rows for n in row.segment_lengths]),
+        attention=attention.from_lengths([n for row in rows for n in row.segment_lengths]),
         targets=targets,
         total_weight=float(sum(row.target_weights.sum() for row in rows)),
         work=Work(
@@ -112,6 +112,7 @@ def batches(
     rank: int = 0,
     ranks: int = 1,
     parts: int = 1,
+    attention: type[PackedAttention] = SegmentedAttention,
     pin: bool = False,
     timeout_seconds: float = 600.0,
 ) -> Iterator[tuple[Batch, ...]]:
@@ -127,7 +128,7 @@ def batches(
 
     def make(step: int) -> tuple[Batch, ...]:
         rows = [sampler.sequence(step * batch_size + row) for row in range(rank, batch_size, ranks)]
-        made = [collate(rows[part::parts]) for part in range(min(parts, len(rows)))]
+        made = [collate(rows[part::parts], attention) for part in range(min(parts, len(rows)))]
         return tuple(batch.pinned() if pin else batch for batch in made)
 
     if steps_ahead == 0:

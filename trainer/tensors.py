@@ -13,10 +13,12 @@ T = TypeVar("T")
 
 
 def map_tensors(values: T, change: Callable[[Tensor], Tensor]) -> T:
-    """A dataclass whose fields are tensors or tuples of tensors, each tensor changed."""
+    """A dataclass with each tensor in it changed; a field is a tensor, a tuple of tensors, or stays as it is."""
 
     def changed(value: Any) -> Any:
-        return tuple(map(changed, value)) if isinstance(value, tuple) else change(value)
+        if isinstance(value, tuple):
+            return tuple(map(changed, value))
+        return change(value) if isinstance(value, Tensor) else value
 
     instance: Any = values
     return dataclasses.replace(

@@ -20,6 +20,7 @@ from episode_store.command_line import progress
 from episode_store.errors import UserError
 from episode_store.files import hold, write_json
 from trainer import checkpoint, parallel
+from trainer.attention import FlexAttention, PackedAttention, SegmentedAttention
 from trainer.batch import Batch, batches, collate
 from trainer.config import ModelConfig, TrainConfig
 from trainer.flops import peak_flops, training_flops
@@ -100,6 +101,7 @@ def _train(dataset: Dataset, run: Path, config: TrainConfig, ranks: Ranks) -> di
             rank=ranks.rank,
             ranks=ranks.size,
             parts=config.accumulation_steps,
+            attention=_attention(config, device),
             pin=device.type == "cuda",
             timeout_seconds=config.loader_timeout_seconds,
         )
@@ -219,7 +221,8 @@ def _moved(parts: Sequence[Batch], device: torch.device) -> tuple[Batch, ...]:
 
 def _check(config: TrainConfig, ranks: Ranks) -> None:
     """Refuses what cannot work before anything is read."""
-    for name, allowed in (("non_finite", ("stop", "skip")), ("damaged_shards", ("stop", "skip"))):
+    choices = {"non_finite": ("stop", "skip"), "damaged_shards": ("stop", "skip"), "attention": ("auto", "segmented")}
+    for name, allowed in choices.items():
         if getattr(config, name) not in allowed:
             raise UserError(f"{name} {getattr(config, name)!r}: expected {' or '.join(allowed)}")
     if config.accumulation_steps < 1 or config.batch_size < ranks.size * config.accumulation_steps:
@@ -234,6 +237,10 @@ def _check(config: TrainConfig, ranks: Ranks) -> None:
         )
 
 
+def _attention(config: TrainConfig, device: torch.device) -> type[PackedAttention]:
+    return FlexAttention if device.type == "cuda" and config.attention == "auto" else SegmentedAttention
+
+
 def _validation_batches(dataset: Dataset, config: TrainConfig, ranks: Ranks) -> list[Batch]:
     """This rank's held-out sequences, the same at every checkpoint."""
     if not config.validation_sequences:
@@ -242,7 +249,8 @@ def _validation_batches(dataset: Dataset, config: TrainConfig, ranks: Ranks) -> 
     sampler = Sampler(data, config.sampler, config.seed)
     rows = [sampler.sequence(number) for number in range(ranks.rank, config.validation_sequences, ranks.size)]
     size = max(1, config.batch_size // ranks.size // config.accumulation_steps)
-    return [collate(rows[start : start + size]).to(ranks.device) for start in range(0, len(rows), size)]
+    kind = _attention(config, ranks.device)
+    return [collate(rows[start : start + size], kind).to(ranks.device) for start in range(0, len(rows), size)]
 
 
 @torch.no_grad()
@@ -347,6 +355,8 @@ def _begin(run: Path, config: TrainConfig, dataset: Dataset) -> None:
     if checkpoint.list_checkpoints(run):
         try:
             before = json.loads(file.read_text())
+            # A setting that is newer than the run has its default.
+            before |= json.loads(json.dumps(checkpoint.load_config(run).to_json()))
         except (FileNotFoundError, ValueError) as error:
             raise UserError(f"{file}: unreadable ({error}); use another --output") from None
         for key in body:

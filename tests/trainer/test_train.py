@@ -112,6 +112,17 @@ def test_another_setting_is_not_mixed_in(shards, tmp_path, config):
         train(Dataset.open(shards), tmp_path / "run", dataclasses.replace(config, batch_size=3))
 
 
+def test_a_run_older_than_a_setting_goes_on(shards, tmp_path, config):
+    train(Dataset.open(shards), tmp_path / "run", dataclasses.replace(config, steps=4))
+    file = tmp_path / "run" / "config.json"
+    settings = json.loads(file.read_text()) | {"steps": 6}
+    del settings["attention"], settings["sampler"]["condition_on_return"]
+    file.write_text(json.dumps(settings))
+    state = checkpoint.latest(tmp_path / "run") / "state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"total_steps": 6}))
+    assert train(Dataset.open(shards), tmp_path / "run", config)["steps"] == 6
+
+
 def test_a_budget_shortens_the_schedule(shards, tmp_path, config):
     config = dataclasses.replace(config, steps=100_000, budget_seconds=1.0, checkpoint_every_steps=50)
     summary = train(Dataset.open(shards), tmp_path / "run", config)
