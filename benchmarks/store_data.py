@@ -11,6 +11,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from collectors import headless
+
 ATARI_GAMES = ("Pong", "Breakout", "SpaceInvaders", "Qbert", "MsPacman", "Seaquest")
 MUJOCO_CAMERAS = ("HalfCheetah-v5", "Hopper-v5", "Ant-v5")
 MINIGRIDS = ("MiniGrid-FourRooms-v0", "MiniGrid-DoorKey-8x8-v0", "MiniGrid-Dynamic-Obstacles-8x8-v0")
@@ -25,6 +27,7 @@ def missing(name: str) -> str:
 def make(name: str, folder: Path) -> str:
     """Writes a set for `store_peers.Data` and says what it is."""
     folder.mkdir(parents=True)
+    headless.prepare()
     description, episodes = _SETS[name]()
     fields: dict[str, list[np.ndarray]] = {"observation": [], "action": [], "reward": []}
     for episode in episodes:
