@@ -128,7 +128,7 @@ class TrainConfig:
       loader_timeout_seconds: without a batch for so long, a run ends.
       precision: "auto", "fp32", "bf16" or "fp16".
       attention: "auto" takes FlexAttention's kernel on a GPU and buckets of segments elsewhere; "segmented" the buckets
-        everywhere (`attention.py`).
+        everywhere (`flex_attention.py`, `attention.py`).
       tf32: whether a GPU may round the factors of fp32 products to 10 bits.
       device: "auto", "cpu" or "cuda".
       sharding: over several ranks: "ddp" keeps the whole network on each, "fsdp" a part of each tensor.

@@ -20,7 +20,7 @@ from episode_store.command_line import progress
 from episode_store.errors import UserError
 from episode_store.files import hold, write_json
 from trainer import checkpoint, parallel
-from trainer.attention import FlexAttention, PackedAttention, SegmentedAttention
+from trainer.attention import PackedAttention, SegmentedAttention
 from trainer.batch import Batch, batches, collate
 from trainer.config import ModelConfig, TrainConfig
 from trainer.flops import peak_flops, training_flops
@@ -238,7 +238,11 @@ def _check(config: TrainConfig, ranks: Ranks) -> None:
 
 
 def _attention(config: TrainConfig, device: torch.device) -> type[PackedAttention]:
-    return FlexAttention if device.type == "cuda" and config.attention == "auto" else SegmentedAttention
+    if device.type != "cuda" or config.attention == "segmented":
+        return SegmentedAttention
+    from trainer.flex_attention import FlexAttention
+
+    return FlexAttention
 
 
 def _validation_batches(dataset: Dataset, config: TrainConfig, ranks: Ranks) -> list[Batch]:

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from trainer import attention as attention_module
-from trainer.attention import _BLOCKS, FlexAttention, Relative, SegmentedAttention
+from trainer import flex_attention
+from trainer.attention import Relative, SegmentedAttention
 from trainer.config import ModelConfig, TrainConfig
+from trainer.flex_attention import BLOCK_TENSORS, FlexAttention
 from trainer.model import Generalist, ModelInput
 from trainer.tensors import map_tensors
 from trainer.train import _attention
@@ -37,7 +38,7 @@ def block_mask(attention):
     starts = attention.starts
     return BlockMask(
         seq_lengths=(len(starts), len(starts)),
-        **dict(zip(_BLOCKS, attention.blocks, strict=True)),
+        **dict(zip(BLOCK_TENSORS, attention.blocks, strict=True)),
         BLOCK_SIZE=(128, 128),
         mask_mod=None,
     )
@@ -125,8 +126,8 @@ def test_the_whole_network_learns_the_same(positions):
 @pytest.mark.slow  # a minute of C++
 @torch.no_grad()
 def test_compiled_it_skips_blocks_and_computes_the_same(monkeypatch):
-    compiled = torch.compile(attention_module.flex_attention)
-    monkeypatch.setattr(attention_module, "flex_attention", compiled)
+    compiled = torch.compile(flex_attention.flex_attention)
+    monkeypatch.setattr(flex_attention, "flex_attention", compiled)
     torch.manual_seed(0)
     torch._dynamo.utils.counters.clear()
     for lengths in ([5, 300, 1, 62, 16], [130, 126, 128], [3] * 128):
