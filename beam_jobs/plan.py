@@ -293,8 +293,10 @@ def estimate_bytes(spec: TaskSpec, num_steps: np.ndarray) -> int:
         patches += _num_patches(field)
         tokens += _ESTIMATED_TEXT_TOKENS if field.modality == Modality.TEXT else 0
         tokens += field.size if field.modality in (Modality.DISCRETE, Modality.CONTINUOUS) else 0
-    # uint16 tokens and uint8 targets; patches have an int32 index and four uint8 bounds beside their pixels.
-    bytes_per_step = 3 * (tokens + patches) + 8 + patches * (8 + _ESTIMATED_PATCH_BYTES)
+    # uint16 tokens and uint8 targets; an int64 offset and a float32 return a step; patches have an int32 index and four
+    # uint8 bounds beside their pixels.
+    bytes_per_step = 3 * (tokens + patches) + 8 + (0 if spec.is_corpus else 4)
+    bytes_per_step += patches * (8 + _ESTIMATED_PATCH_BYTES)
     return int(np.sum(num_steps, dtype=np.int64)) * bytes_per_step
 
 

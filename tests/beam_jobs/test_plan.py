@@ -100,8 +100,8 @@ def test_size_estimate() -> None:
         },
         action_spec={"action": ArraySpec(modality=Modality.DISCRETE, dtype="int64", num_values=(2,))},
     )
-    # 5 + separator + 1 tokens and 2 x 3 patches: 3 * 13 + 8 + 6 * 72 bytes a step.
-    assert estimate_bytes(spec, np.array([10, 90])) == 100 * 479
+    # 5 + separator + 1 tokens and 2 x 3 patches: 3 * 13 + 8 + 4 + 6 * 72 bytes a step.
+    assert estimate_bytes(spec, np.array([10, 90])) == 100 * 483
 
 
 def test_read_random_returns(tmp_path: Path) -> None:
