@@ -22,6 +22,8 @@ import numpy as np
 
 WINDOW = 32
 _SECONDS = 0.15
+# Windows are read in batches, as for training: so many, and fewer where they are large.
+_LARGEST_BATCH, _LARGEST_BATCH_BYTES = 256, 1 << 22
 Arrays = dict[str, np.ndarray]
 
 
@@ -65,6 +67,12 @@ class Peer:
             name: np.zeros((max(data.lengths) + 1, *values.shape[1:]), values.dtype)
             for name, values in data.fields.items()
         }
+        window_bytes = WINDOW * sum(values[0].nbytes for values in data.fields.values())
+        self.batch_size = max(1, min(_LARGEST_BATCH, _LARGEST_BATCH_BYTES // window_bytes))
+        self.batch = {
+            name: np.zeros((self.batch_size, WINDOW + (name == "observation"), *values.shape[1:]), values.dtype)
+            for name, values in data.fields.items()
+        }
 
     def write(self) -> None:
         raise NotImplementedError
@@ -76,11 +84,26 @@ class Peer:
         """`steps` steps, and one observation more; the arrays may have rows to spare."""
         raise NotImplementedError
 
-    def fill(self, number: int, start: int, steps: int) -> None:
-        """Puts the steps into `self.out`."""
+    def fill(self, number: int, start: int, steps: int, out: Arrays) -> None:
+        """Puts the steps into the caller's arrays."""
         for name, values in self.read(number, start, steps).items():
             rows = steps + (name == "observation")
-            self.out[name][:rows] = values[:rows]
+            out[name][:rows] = values[:rows]
+
+    def fill_batch(self, places: list[tuple[int, int]]) -> None:
+        """Puts windows into `self.batch`."""
+        for element, (number, start) in enumerate(places):
+            self.fill(number, start, WINDOW, {name: values[element] for name, values in self.batch.items()})
+
+
+class _Views(Peer):
+    """Who hands out arrays at once: no more is done for a window than must be."""
+
+    def fill_batch(self, places: list[tuple[int, int]]) -> None:
+        batch = self.batch
+        for element, (number, start) in enumerate(places):
+            for name, values in self.read(number, start, WINDOW).items():
+                batch[name][element] = values[: WINDOW + (name == "observation")]
 
 
 class Ours(Peer):
@@ -133,12 +156,14 @@ class Ours(Peer):
         self.ids = self.store.table(columns=["episode_id"])["episode_id"].to_pylist()
         self.paths = {"observations/observation": "observation", "actions/action": "action", "rewards": "reward"}
         self.arrays = {path: self.out[name] for path, name in self.paths.items()}
+        self.batches = {path: self.batch[name] for path, name in self.paths.items()}
 
-    def fill(self, number: int, start: int, steps: int) -> None:
-        if steps == self.data.lengths[number]:
-            self.store.read(self.ids[number], out=self.arrays)
-        else:
-            self.store.read_window(self.ids[number], start, steps, out=self.arrays)
+    def fill(self, number: int, start: int, steps: int, out: Arrays) -> None:
+        self.store.read(self.ids[number], out=self.arrays)
+
+    def fill_batch(self, places: list[tuple[int, int]]) -> None:
+        ids = self.ids
+        self.store.read_windows([(ids[number], start) for number, start in places], WINDOW, self.batches)
 
 
 class _Anything(int):
@@ -166,7 +191,7 @@ class Unchecked(Ours):
     checksums = False
 
 
-class Memmap(Peer):
+class Memmap(_Views):
     """np.memmap: one file a field, no compression."""
 
     def write(self) -> None:
@@ -222,7 +247,7 @@ def _from_arrow(column: Any, like: np.ndarray) -> np.ndarray:
     return values[column.offset * row : (column.offset + len(column)) * row].view(like.dtype).reshape(-1, *shape)
 
 
-class ArrowRaw(Peer):
+class ArrowRaw(_Views):
     """Arrow IPC, memory-mapped, a batch an episode, a NumPy view of each kept; no compression."""
 
     compression: str | None = None
@@ -267,15 +292,16 @@ class ArrowZstd(ArrowRaw):
     """Arrow IPC, zstd, 32 rows a batch."""
 
     compression, batch_rows, keep = "zstd", 32, False
+    fill_batch = Peer.fill_batch
 
-    def fill(self, number: int, start: int, steps: int) -> None:
+    def fill(self, number: int, start: int, steps: int, out: Arrays) -> None:
         base = int(self.batch_starts[number])
         stop = start + steps + 1
         for part in range(start // 32, (stop - 1) // 32 + 1):
             batch = self._batch(base + part)
             low, high = max(start, 32 * part), min(stop, 32 * part + 32)
             for name, values in batch.items():
-                self.out[name][low - start : high - start] = values[low - 32 * part : high - 32 * part]
+                out[name][low - start : high - start] = values[low - 32 * part : high - 32 * part]
 
 
 class Parquet(Peer):
@@ -459,11 +485,11 @@ class Mds(_TableOfSteps):
 
         self.dataset = StreamingDataset(local=str(self.folder), shuffle=False, batch_size=1)
 
-    def fill(self, number: int, start: int, steps: int) -> None:
+    def fill(self, number: int, start: int, steps: int, out: Arrays) -> None:
         first = self.first(number, start)
         for row in range(steps + 1):
             for name, value in self.dataset[first + row].items():
-                self.out[name][row] = value
+                out[name][row] = value
 
 
 class ArrayRecord(Peer):
@@ -609,14 +635,15 @@ class Tfds(Peer):
         self.source = self._builder.as_data_source(split="train", decoders={"steps": tfds.decode.SkipDecoding()})
         self.features = self._builder.info.features["steps"].feature
 
-    def fill(self, number: int, start: int, steps: int) -> None:
+    def fill(self, number: int, start: int, steps: int, out: Arrays) -> None:
         for name, values in self.source[number]["steps"].items():
-            out, rows = self.out[name], values[start : start + steps + 1]
-            if out.dtype == np.uint8:
+            target, rows = out[name], values[start : start + steps + 1]
+            if target.dtype == np.uint8:
                 for row, frame in enumerate(rows):
-                    out[row] = self.features[name].decode_example_np(frame)
+                    target[row] = self.features[name].decode_example_np(frame)
             else:
-                out[: steps + 1] = np.frombuffer(b"".join(rows), out.dtype).reshape(-1, *out.shape[1:])
+                found = np.frombuffer(b"".join(rows), target.dtype).reshape(-1, *target.shape[1:])
+                target[: steps + 1] = found[: len(target)]
 
 
 class LeRobot(_TableOfSteps):
@@ -655,7 +682,7 @@ class LeRobot(_TableOfSteps):
             "reward": "next.reward",
         }
 
-    def fill(self, number: int, start: int, steps: int) -> None:
+    def fill(self, number: int, start: int, steps: int, out: Arrays) -> None:
         first = self.first(number, start)
         for row in range(steps + 1):
             frame = self.dataset[first + row]
@@ -663,7 +690,7 @@ class LeRobot(_TableOfSteps):
                 value = frame[theirs].numpy()
                 if value.ndim == 3:
                     value = (np.moveaxis(value, 0, -1) * 255).round()
-                self.out[name][row] = value.reshape(self.out[name].shape[1:])
+                out[name][row] = value.reshape(out[name].shape[1:])
 
 
 PEERS: dict[str, Callable[[Data, Path], Peer]] = {
@@ -699,6 +726,7 @@ def serve(peer: Peer) -> None:
             shutil.rmtree(peer.folder, ignore_errors=True)
             began = time.process_time()
             peer.write()
+            _sync(peer.folder)
             result = [data.num_steps, time.process_time() - began]
             opened = False
         elif command == "size":
@@ -713,22 +741,46 @@ def serve(peer: Peer) -> None:
         answers.flush()
 
 
+def _sync(folder: Path) -> None:
+    """Brings to the disk what a peer left to the kernel: data that is not there is not written yet."""
+    for path in folder.parent.glob(f"{folder.name}*"):
+        for file in path.rglob("*") if path.is_dir() else [path]:
+            if file.is_file():
+                descriptor = os.open(file, os.O_RDONLY)
+                os.fsync(descriptor)
+                os.close(descriptor)
+
+
 def _check(peer: Peer) -> None:
-    """What is read is what was written: a window of every episode, and the first episode whole."""
-    chance = random.Random(0)
-    lengths = peer.data.lengths
-    places = [(number, chance.randrange(length - WINDOW), WINDOW) for number, length in enumerate(lengths)]
-    for number, start, steps in [(0, 0, lengths[0]), *places]:
+    """What is read is what was written: the first and the last episode whole, and windows."""
+    last = len(peer.data.lengths) - 1
+    for number in (0, last):
         for values in peer.out.values():
             values[:] = 0
-        peer.fill(number, start, steps)
-        for name, values in peer.data.episode(number).items():
-            rows = steps + (name == "observation")
-            # Some hand out float64 as float32.
-            tolerance = 1e-6 if values.dtype.kind == "f" else 0.0
-            np.testing.assert_allclose(
-                peer.out[name][:rows], values[start : start + rows], rtol=tolerance, err_msg=f"episode {number} {name}"
-            )
+        peer.fill(number, 0, peer.data.lengths[number], peer.out)
+        _compare(peer.out, peer.data.episode(number), f"episode {number}")
+    chance = random.Random(0)
+    places = [
+        (number, chance.randrange(peer.data.lengths[number] - WINDOW))
+        for number in chance.choices(range(last + 1), k=max(64, peer.batch_size))
+    ]
+    for first in range(0, len(places), peer.batch_size):
+        batch = places[first : first + peer.batch_size]
+        peer.fill_batch(batch)
+        for element, (number, start) in enumerate(batch):
+            episode = peer.data.episode(number)
+            wanted = {
+                name: values[start : start + WINDOW + (name == "observation")] for name, values in episode.items()
+            }
+            found = {name: values[element] for name, values in peer.batch.items()}
+            _compare(found, wanted, f"window of episode {number}")
+
+
+def _compare(found: Arrays, wanted: Arrays, where: str) -> None:
+    for name, values in wanted.items():
+        # Some hand out float64 as float32.
+        tolerance = 1e-6 if values.dtype.kind == "f" else 0.0
+        np.testing.assert_allclose(found[name][: len(values)], values, rtol=tolerance, err_msg=f"{where} {name}")
 
 
 def _sequential(peer: Peer) -> list[float]:
@@ -736,7 +788,7 @@ def _sequential(peer: Peer) -> list[float]:
     steps, began = 0, time.process_time()
     while True:
         for number, length in enumerate(peer.data.lengths):
-            peer.fill(number, 0, length)
+            peer.fill(number, 0, length, peer.out)
             steps += length
             seconds = time.process_time() - began
             if seconds > _SECONDS:
@@ -748,16 +800,15 @@ def _windows(peer: Peer, seed: int) -> list[float]:
     chance = random.Random(seed)
     numbers = range(len(peer.data.lengths))
     places = [(n, chance.randrange(peer.data.lengths[n] - WINDOW)) for n in chance.choices(numbers, k=4096)]
+    batches = [places[first : first + peer.batch_size] for first in range(0, len(places), peer.batch_size)]
     done, began = 0, time.process_time()
     while True:
-        for number, start in places:
-            peer.fill(number, start, WINDOW)
-            done += 1
-            # The clock is looked at seldom where a window takes microseconds.
-            if done % 64 == 0 or done < 64:
-                seconds = time.process_time() - began
-                if seconds > _SECONDS:
-                    return [done, seconds]
+        for batch in batches:
+            peer.fill_batch(batch)
+            done += len(batch)
+            seconds = time.process_time() - began
+            if seconds > _SECONDS:
+                return [done, seconds]
 
 
 if __name__ == "__main__":

@@ -21,12 +21,13 @@ class RecordReader:
 
     Attributes:
       header: of the record.
+      num_steps: of the episode.
       columns: path -> reader, in stored order.
     """
 
     def __init__(self, record: np.ndarray, header: RecordHeader, decoder: BlockDecoder) -> None:
         """`record`: uint8 [n], read-only; views of it are handed out."""
-        self.header = header
+        self.header, self.num_steps = header, header.num_steps
         self.columns: Mapping[str, _ColumnReader] = {
             column.path: _reader(record, column, decoder) for column in header.columns
         }
@@ -81,6 +82,18 @@ class _ColumnReader:
         """
         raise NotImplementedError
 
+    def read_into(self, start: int, num_steps: int, batch: np.ndarray, number: int) -> None:
+        """What belongs to steps [start, start + num_steps) as element `number` of a batch, all of it.
+
+        Raises:
+          CorruptionError: a block was changed.
+          StoreError: the batch does not fit.
+        """
+        rows = num_steps + self.more
+        if batch.shape[1:2] != (rows,):
+            raise self._misfit(batch[number], rows)
+        self.read(start, rows, batch[number])
+
     def _misfit(self, out: Any, rows: int) -> StoreError:
         """What is wrong with an array that the caller gave."""
         got = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
@@ -96,24 +109,26 @@ class _RawReader(_ColumnReader):
     def __init__(self, record: np.ndarray, column: Column) -> None:
         super().__init__(record, column)
         dtype = np.dtype(column.dtype)
-        row_bytes = column_codecs.row_bytes(column.shape, dtype)
-        if row_bytes:
+        self._block_rows = column.block_rows
+        size = column.block_rows * column_codecs.row_bytes(column.shape, dtype)
+        if size:
             self._values = self._stored.view(dtype).reshape(column.num_rows, *column.shape)
         else:
             self._values = np.zeros((column.num_rows, *column.shape), dtype)
-        self._bytes = self._stored.data
-        self._checksums = column.checksums
-        self._block_rows = column.block_rows
-        self._block_bytes = column.block_rows * row_bytes
+        self._whole, self._digest, self._num_rows = self._stored.data, column.digest, column.num_rows
+        self._block_bytes, self._checksums = size, column.checksums
 
     def read(self, start: int, rows: int, out: np.ndarray | None) -> FieldValues:
         stop = start + rows
-        size = self._block_bytes
-        if size:
+        if rows == self._num_rows:
+            if column_codecs.digest(self._whole) != self._digest:
+                raise CorruptionError("its checksum does not match: a byte was changed")
+        elif self._block_bytes:
+            size, checksum = self._block_bytes, column_codecs.checksum
             first = start // self._block_rows
             position = first * size
             for expected in self._checksums[first : (stop - 1) // self._block_rows + 1]:
-                if column_codecs.checksum(self._bytes[position : position + size]) != expected:
+                if checksum(self._whole[position : position + size]) != expected:
                     raise CorruptionError(
                         f"the checksum of block {position // size} does not match: a byte was changed"
                     )
@@ -121,17 +136,23 @@ class _RawReader(_ColumnReader):
         values = self._values[start:stop]
         if out is None:
             return values
-        if not isinstance(out, np.ndarray) or not out.ndim:
-            raise self._misfit(out, rows)
-        if len(out) > rows:
-            out = out[:rows]
-        if out.shape != values.shape or out.dtype != self._dtype:
-            raise self._misfit(out, rows)
         try:
-            out[...] = values
+            out = out[:rows]
+            if out.shape == values.shape and out.dtype == self._dtype:
+                out[...] = values
+                return out
+        except (TypeError, ValueError, IndexError):
+            pass  # no array, or one that cannot be written
+        raise self._misfit(out, rows)
+
+    def read_into(self, start: int, num_steps: int, batch: np.ndarray, number: int) -> None:
+        values = self.read(start, num_steps + self.more, None)
+        if values.shape != batch.shape[1:] or self._dtype != batch.dtype:
+            raise self._misfit(batch[number], len(values))
+        try:
+            batch[number] = values
         except ValueError:
-            raise self._misfit(out, rows) from None
-        return out
+            raise self._misfit(batch[number], len(values)) from None
 
 
 class _BlockReader(_ColumnReader):

@@ -400,13 +400,15 @@ def _adopt_records(files: SegmentFiles, end: int) -> tuple[list[dict[str, Any]],
 
 
 def check_blocks(record: Record, header: RecordHeader) -> None:
-    """Compares the checksum of every block of a record.
+    """Compares the checksums of every column of a record and of every block.
 
     Raises:
       CorruptionError: a block was changed.
     """
     for column in header.columns:
         start = column.offset
+        if column_codecs.digest(record[start : start + column.stored_bytes]) != column.digest:
+            raise CorruptionError(f"{column.path}: its checksum does not match")
         for size, checksum in zip(column.block_bytes, column.checksums, strict=True):
             if column_codecs.checksum(record[start : start + size]) != checksum:
                 raise CorruptionError(f"{column.path}: the checksum of a block does not match")
