@@ -600,6 +600,17 @@ def test_a_cut_between_records_and_a_lost_shard_are_noticed(robots: Path) -> Non
     ]
 
 
+def test_a_part_of_a_large_set_is_told_in_one_line(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    source = write_set(tmp_path / "set", ROBOT, {"train": [[robot_example(rng, 3)] for _ in range(12)]})
+    shards = sorted(source.glob("*.tfrecord-*"))
+    for shard in shards[2:]:
+        shard.unlink()
+    what = "missing, and 9 more of 12 shards: 10 episodes of split train are lost"
+    assert errors(source) == [(shards[2].name, what)]
+    assert len(read_set(source, tmp_path)[0]) == 2
+
+
 def test_no_changed_bit_of_a_shard_goes_unnoticed(robots: Path, tmp_path: Path) -> None:
     """Nor does any changed byte of the other files crash, hang or leave the folder."""
     rng = np.random.default_rng(0)
