@@ -196,11 +196,11 @@ class Episode:
 
 def _digest(values: FieldValues) -> bytes:
     if isinstance(values, np.ndarray):
-        return xxhash.xxh3_128_digest(np.ascontiguousarray(values))
+        return xxhash.xxh3_128_digest(np.ascontiguousarray(values).data)
     if is_text(values):
         return xxhash.xxh3_128_digest(json.dumps(values).encode())
     digest = xxhash.xxh3_128()
     for image in values:
         digest.update(f"{image.dtype.str}{image.shape}".encode())
-        digest.update(np.ascontiguousarray(image))
+        digest.update(np.ascontiguousarray(image).data)
     return digest.digest()

@@ -160,7 +160,7 @@ class EncodedColumn(NamedTuple):
         digest = digest or column_codecs.digest(values)
         if not size:
             return cls(Codec.RAW, 0, rows, 0, digest, (), (), ())
-        stored, step = memoryview(values).cast("B"), rows * row_bytes
+        stored, step = values.data.cast("B"), rows * row_bytes
         starts = range(0, size, step)
         sizes = [step] * len(starts)
         sizes[-1] = size - starts[-1]

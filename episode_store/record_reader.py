@@ -133,7 +133,7 @@ class _RawReader(_ColumnReader):
                         f"the checksum of block {position // size} does not match: a byte was changed"
                     )
                 position += size
-        values = self._values[start:stop]
+        values: np.ndarray = self._values[start:stop]
         if out is None:
             return values
         try:
@@ -144,15 +144,6 @@ class _RawReader(_ColumnReader):
         except (TypeError, ValueError, IndexError):
             pass  # no array, or one that cannot be written
         raise self._misfit(out, rows)
-
-    def read_into(self, start: int, num_steps: int, batch: np.ndarray, number: int) -> None:
-        values = self.read(start, num_steps + self.more, None)
-        if values.shape != batch.shape[1:] or self._dtype != batch.dtype:
-            raise self._misfit(batch[number], len(values))
-        try:
-            batch[number] = values
-        except ValueError:
-            raise self._misfit(batch[number], len(values)) from None
 
 
 class _BlockReader(_ColumnReader):

@@ -100,9 +100,11 @@ class WindowTable:
         row_bytes = np.array([column.row_bytes for column in columns])
         num_rows = np.array([length + column.more for column in columns])
         begins = facts[..., 0] + starts[:, None] * row_bytes
-        self._check(
-            facts, starts[:, None], num_rows, row_bytes, lambda n: (paths[n % len(paths)], rows[n // len(paths)])
-        )
+
+        def place(window: int) -> tuple[str, int]:
+            return paths[window % len(paths)], int(rows[window // len(paths)])
+
+        self._check(facts, starts[:, None], num_rows, row_bytes, place)
         found = []
         for number, column in enumerate(columns):
             gathered = self._pieces(int(num_rows[number]) * column.row_bytes)[begins[:, number]]
