@@ -163,7 +163,7 @@ class Ours(Peer):
         self.batches = {path: self.batch[name] for path, name in self.paths.items()}
 
     def fill(self, number: int, start: int, steps: int, out: Arrays) -> None:
-        self.store.read(self.ids[number], out=self.arrays)
+        self.store.read_into(self.ids[number], self.arrays)
 
     def fill_batch(self, places: list[tuple[int, int]]) -> None:
         ids = self.ids

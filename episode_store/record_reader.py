@@ -65,6 +65,9 @@ class RecordReader:
 class _ColumnReader:
     """One column; subclasses know how its blocks become rows."""
 
+    # Thousands of records are kept open: fewer places in memory to look at.
+    __slots__ = ("_column", "_dtype", "_shape", "_stored", "group", "more", "name", "path")
+
     def __init__(self, record: np.ndarray, column: Column) -> None:
         self.group, self.name, self.path = int(column.group), column.name, column.path
         # Observations have one row more than there are steps.
@@ -106,6 +109,8 @@ class _ColumnReader:
 class _RawReader(_ColumnReader):
     """Numbers as they are: read-only views of the mapped file."""
 
+    __slots__ = ("_block_bytes", "_block_rows", "_checksums", "_digest", "_num_rows", "_values", "_whole")
+
     def __init__(self, record: np.ndarray, column: Column) -> None:
         super().__init__(record, column)
         dtype = np.dtype(column.dtype)
@@ -119,35 +124,39 @@ class _RawReader(_ColumnReader):
         self._block_bytes, self._checksums = size, column.checksums
 
     def read(self, start: int, rows: int, out: np.ndarray | None) -> FieldValues:
-        stop = start + rows
         if rows == self._num_rows:
             if column_codecs.digest(self._whole) != self._digest:
                 raise CorruptionError("its checksum does not match: a byte was changed")
-        elif self._block_bytes:
-            size, checksum = self._block_bytes, column_codecs.checksum
-            first = start // self._block_rows
-            position = first * size
-            for expected in self._checksums[first : (stop - 1) // self._block_rows + 1]:
-                if checksum(self._whole[position : position + size]) != expected:
-                    raise CorruptionError(
-                        f"the checksum of block {position // size} does not match: a byte was changed"
-                    )
-                position += size
-        values: np.ndarray = self._values[start:stop]
+            values = self._values
+        else:
+            values = self._values[start : start + rows]
+            self._check_blocks(start, start + rows)
         if out is None:
             return values
         try:
             out = out[:rows]
-            if out.shape == values.shape and out.dtype == self._dtype:
+            if out.shape == values.shape and out.dtype == values.dtype:
                 out[...] = values
                 return out
         except (TypeError, ValueError, IndexError):
             pass  # no array, or one that cannot be written
         raise self._misfit(out, rows)
 
+    def _check_blocks(self, start: int, stop: int) -> None:
+        """Compares the checksum of each block that has any of these rows."""
+        size, checksum, whole = self._block_bytes, column_codecs.checksum, self._whole
+        first = start // self._block_rows
+        position = first * size
+        for expected in self._checksums[first : (stop - 1) // self._block_rows + 1]:
+            if checksum(whole[position : position + size]) != expected:
+                raise CorruptionError(f"the checksum of block {position // size} does not match: a byte was changed")
+            position += size
+
 
 class _BlockReader(_ColumnReader):
     """A column of blocks that must be decoded."""
+
+    __slots__ = ("_decoder", "_ends")
 
     def __init__(self, record: np.ndarray, column: Column, decoder: BlockDecoder) -> None:
         super().__init__(record, column)
@@ -166,6 +175,8 @@ class _BlockReader(_ColumnReader):
 
 class _ImageReader(_BlockReader):
     """Numbers in blocks, decoded straight to where they are wanted."""
+
+    __slots__ = ()
 
     def read(self, start: int, rows: int, out: np.ndarray | None) -> FieldValues:
         column = self._column
@@ -191,6 +202,8 @@ class _ImageReader(_BlockReader):
 class _TextReader(_BlockReader):
     """Texts."""
 
+    __slots__ = ()
+
     def read(self, start: int, rows: int, out: np.ndarray | None) -> FieldValues:
         if out is not None:
             raise StoreError(f"out[{self.path!r}]: texts cannot be read into an array")
@@ -206,6 +219,8 @@ class _TextReader(_BlockReader):
 
 class _VaryingImageReader(_BlockReader):
     """Images whose size varies."""
+
+    __slots__ = ()
 
     def read(self, start: int, rows: int, out: np.ndarray | None) -> FieldValues:
         if out is not None:

@@ -313,6 +313,35 @@ class EpisodeStore:
         except StoreError as error:
             raise self._told(error, episode_id) from None
 
+    def read_into(self, episode_id: str, out: Mapping[str, np.ndarray]) -> int:
+        """Columns of a whole episode straight into the caller's arrays, the fastest way to read one after the other.
+
+        Args:
+          episode_id: which.
+          out: as for `read`.
+
+        Returns:
+          Its steps T: of an observation the first T + 1 rows were filled, of anything else the first T.
+
+        Raises:
+          StoreError: no such episode or column, or an array of `out` does not fit.
+          CorruptionError: stored bytes do not match their checksum.
+        """
+        record = self._records.get(episode_id) or self._record(
+            episode_id, lambda header: window_ranges(header, 0, header.num_steps, out)
+        )
+        columns, num_steps = record.columns, record.num_steps
+        try:
+            for path, target in out.items():
+                column = columns[path]
+                column.read(0, num_steps + column.more, target)
+        except KeyError:
+            _check_paths(record, out, "out")
+            raise
+        except StoreError as error:
+            raise self._told(error, episode_id) from None
+        return num_steps
+
     def unmap(self) -> None:
         """Lets go of mapped files, so that a process's memory does not grow with what it has read; views stay valid."""
         self._maps.clear()

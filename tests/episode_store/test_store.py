@@ -212,6 +212,9 @@ def test_reading_into_given_arrays(tmp_path: Path) -> None:
         found = store.read(episode_id, out=out)
         assert_episodes_equal(found, episode)
         assert np.shares_memory(found.rewards, out["rewards"])
+        for values in out.values():
+            values[...] = 0
+        assert store.read_into(episode_id, out) == episode.num_steps
         for path, values in arrays.items():
             np.testing.assert_array_equal(out[path][: len(values)], values)
         start, length = episode.num_steps // 2, 1
@@ -234,8 +237,12 @@ def test_reading_into_given_arrays(tmp_path: Path) -> None:
         for bad in (short, frozen, np.zeros(episode.num_steps, np.float32), np.zeros((episode.num_steps, 1))):
             with pytest.raises(StoreError, match=r"out\['rewards'\]: expected a writeable contiguous float64 array"):
                 store.read(episode_id, out={"rewards": bad})
+            with pytest.raises(StoreError, match=r"out\['rewards'\]: expected"):
+                store.read_into(episode_id, {"rewards": bad})
         with pytest.raises(StoreError, match="out: no column 'reward'; did you mean 'rewards'"):
             store.read(episode_id, out={"reward": short})
+        with pytest.raises(StoreError, match="out: no column 'reward'; did you mean 'rewards'"):
+            store.read_into(episode_id, {"reward": short})
         with pytest.raises(StoreError, match="out: no column 'reward'"):
             store.read_windows([(episode_id, 0)], 1, {"reward": np.zeros((1, 1))})
         with pytest.raises(StoreError, match="expected an array for 1 windows, got 2"):
