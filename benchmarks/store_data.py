@@ -73,7 +73,7 @@ def _atari() -> tuple[str, Iterator[Rows]]:
         for game in ATARI_GAMES:
             environment = gymnasium.make(f"ALE/{game}-v5", obs_type="rgb", full_action_space=True)
             for seed in range(2):
-                yield _play(environment, seed, 300, np.asarray, sticky=0.5)
+                yield _play(environment, seed, 600, np.asarray, sticky=0.5)
             environment.close()
 
     return f"Atari RGB 210x160 ({', '.join(ATARI_GAMES)})", episodes()

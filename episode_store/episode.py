@@ -121,24 +121,22 @@ class Episode:
         for name in sorted(self.step_columns):
             yield f"step_columns/{name}", self.step_columns[name]
 
-    def field_digests(self) -> dict[str, bytes]:
-        """Path of each field -> XXH3 with 128 bits of its values."""
-        return {path: _digest(values) for path, values in self.fields()}
-
-    def content_hash(self, digests: Mapping[str, bytes] | None = None) -> str:
+    def content_hash(self) -> str:
         """32 hex digits of what happened, whoever recorded it: equal episodes have equal hashes.
 
         XXH3 is not cryptographic: chance does not bring two episodes together, but ill will can.
-
-        Args:
-          digests: `field_digests()`, where they are at hand.
         """
-        digests = self.field_digests() if digests is None else digests
+        return self.hash_content()[0]
+
+    def hash_content(self) -> tuple[str, dict[str, bytes]]:
+        """The content hash, and of each field what went into it: path -> XXH3 with 128 bits of its values."""
         parts = [json.dumps([self.task_id, bool(self.terminated), bool(self.truncated)]).encode()]
+        digests = {}
         for path, values in self.fields():
             kind = "list" if isinstance(values, list) else f"{values.dtype.str}{values.shape}"
-            parts += (f"{len(path)} {path} {kind}".encode(), digests[path])
-        return xxhash.xxh3_128_hexdigest(b"".join(parts))
+            digests[path] = digest = _digest(values)
+            parts += (f"{len(path)} {path} {kind}".encode(), digest)
+        return xxhash.xxh3_128_hexdigest(b"".join(parts)), digests
 
     def episode_id(self, content_hash: str | None = None, metadata_json: str | None = None) -> str:
         """32 hex digits of content and provenance: the name of this episode in every store.

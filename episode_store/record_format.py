@@ -205,7 +205,7 @@ class RecordEncoder:
           episode, task: what is stored.
           content_hash, episode_id: of the episode.
           metadata_json: its `encode_metadata`, where that is at hand.
-          digests: its `field_digests`, where they are at hand.
+          digests: of its fields, from `hash_content`, where they are at hand.
           encoded: path -> what was made of a column already.
 
         Raises:

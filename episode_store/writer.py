@@ -124,8 +124,7 @@ class EpisodeWriter:
             encoded: Mapping[str, EncodedColumn] = {}
             if self._lossy_images is not None:
                 episode, encoded = lossy.with_lossy_images(episode, task, self._lossy_images)
-            digests = episode.field_digests()
-            content_hash = episode.content_hash(digests)
+            content_hash, digests = episode.hash_content()
             metadata_json = encode_metadata(episode.metadata, f"episode of {episode.task_id}")
             episode_id = episode.episode_id(content_hash, metadata_json)
             if episode_id in self._known:
