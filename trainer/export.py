@@ -29,6 +29,10 @@ from trainer.shards import TEXT_MODEL_FILE, Dataset
 
 FORMAT = "gato-model-v1"
 _EXAMPLE_TOKENS, _EXAMPLE_PATCHES = 12, 3
+_RETURN_ADVICE = (
+    "It can be asked for a return: before each observation of a control task stands the token of what is still wanted, "
+    "in local position 0 (return_tokens.py; `expert_return` and `random_return` of config.json give the scale)."
+)
 
 
 class _WholeSequence:
@@ -177,6 +181,7 @@ def _card(facts: Mapping[str, Any], dataset: Dataset, scores: Sequence[Mapping[s
         "no = torch.zeros(0, dtype=torch.int64)",
         "logits = program(tokens, torch.arange(3), none, no, no.reshape(0, 2))",
         "```",
+        *(["", _RETURN_ADVICE] if facts["condition_on_return"] else []),
         "",
         "## Data",
         "",
