@@ -127,8 +127,8 @@ class TrainConfig:
       damaged_shards: "stop", or "skip" to train without them; they are named and counted.
       loader_timeout_seconds: without a batch for so long, a run ends.
       precision: "auto", "fp32", "bf16" or "fp16".
-      attention: "auto" takes FlexAttention's kernel on a GPU and buckets of segments elsewhere; "segmented" the buckets
-        everywhere (`flex_attention.py`, `attention.py`).
+      attention: "segmented" gathers segments into buckets of equal length; "flex" takes FlexAttention's kernel, on CUDA
+        only (`attention.py`, `flex_attention.py`).
       tf32: whether a GPU may round the factors of fp32 products to 10 bits.
       device: "auto", "cpu" or "cuda".
       sharding: over several ranks: "ddp" keeps the whole network on each, "fsdp" a part of each tensor.
@@ -153,7 +153,7 @@ class TrainConfig:
     damaged_shards: str = "stop"
     loader_timeout_seconds: float = 600.0
     precision: str = "auto"
-    attention: str = "auto"
+    attention: str = "segmented"
     tf32: bool = True
     device: str = "auto"
     sharding: str = "ddp"

@@ -221,7 +221,7 @@ def _moved(parts: Sequence[Batch], device: torch.device) -> tuple[Batch, ...]:
 
 def _check(config: TrainConfig, ranks: Ranks) -> None:
     """Refuses what cannot work before anything is read."""
-    choices = {"non_finite": ("stop", "skip"), "damaged_shards": ("stop", "skip"), "attention": ("auto", "segmented")}
+    choices = {"non_finite": ("stop", "skip"), "damaged_shards": ("stop", "skip"), "attention": ("segmented", "flex")}
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:
             raise UserError(f"{name} {getattr(config, name)!r}: expected {' or '.join(allowed)}")
@@ -238,8 +238,10 @@ def _check(config: TrainConfig, ranks: Ranks) -> None:
 
 
 def _attention(config: TrainConfig, device: torch.device) -> type[PackedAttention]:
-    if device.type != "cuda" or config.attention == "segmented":
+    if config.attention == "segmented":
         return SegmentedAttention
+    if device.type != "cuda":
+        raise UserError(f"attention flex: its kernel needs CUDA, got {device.type}; leave it at segmented")
     from trainer.flex_attention import FlexAttention
 
     return FlexAttention

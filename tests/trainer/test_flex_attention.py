@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from episode_store.errors import UserError
 from trainer import flex_attention
 from trainer.attention import Relative, SegmentedAttention
 from trainer.config import ModelConfig, TrainConfig
@@ -147,10 +148,11 @@ def test_the_kernel_of_a_gpu_computes_the_same(lengths, is_relative):
 
 
 def test_it_is_taken_on_a_gpu_only():
-    config = TrainConfig()
+    assert _attention(TrainConfig(), torch.device("cuda")) is SegmentedAttention
+    config = TrainConfig(attention="flex")
     assert _attention(config, torch.device("cuda")) is FlexAttention
-    assert _attention(config, torch.device("cpu")) is SegmentedAttention
-    assert _attention(dataclasses.replace(config, attention="segmented"), torch.device("cuda")) is SegmentedAttention
+    with pytest.raises(UserError, match="attention flex: its kernel needs CUDA, got cpu"):
+        _attention(config, torch.device("cpu"))
 
 
 def test_it_moves_as_a_whole():
