@@ -34,11 +34,14 @@ class Job:
         """Where what is done is noted."""
         return self.config.output / RECORDS_FOLDER
 
+    def needs_inspection(self) -> bool:
+        """Whether a corpus has no verdict yet."""
+        tasks = self.stores.tasks
+        return any(tasks[task_id].is_corpus and self.verdict(task_id) is None for task_id in self.config.task_ids)
+
     def blocks(self) -> list[Block]:
-        """What is still to be inspected, and the name of every task."""
-        corpora = [task_id for task_id in self.config.task_ids if self.stores.tasks[task_id].is_corpus]
-        inspected = all(self.verdict(task_id) is not None for task_id in corpora)
-        return inspection.blocks(self.stores, self.config.task_ids, inspected=inspected)
+        """Of all corpora, and the name of every task."""
+        return inspection.blocks(self.stores, self.config.task_ids)
 
     def verdict(self, task_id: str) -> inspection.Verdict | None:
         """Of the content filter on one corpus; None before it has one."""
@@ -51,8 +54,7 @@ class Job:
 
     def plans(self) -> list[TaskPlan] | None:
         """Of every task; None before all corpora are inspected. Raises as `plan_task` does."""
-        tasks = self.stores.tasks
-        if any(tasks[task_id].is_corpus and self.verdict(task_id) is None for task_id in self.config.task_ids):
+        if self.needs_inspection():
             return None
         return [self.plan(task_id) for task_id in self.config.task_ids]
 

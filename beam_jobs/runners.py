@@ -273,7 +273,7 @@ def _runner_of(flags: Sequence[str]) -> str | None:
 
 def _check_known(flags: Sequence[str]) -> None:
     """The local runner ignores flags it does not know, so that a misspelt flag of ours would be lost."""
-    known = set(PipelineOptions().get_all_options())
+    known = set(PipelineOptions([]).get_all_options())
     for flag in flags:
         name = flag.removeprefix("--").partition("=")[0]
         if not flag.startswith("--"):
