@@ -171,14 +171,19 @@ def inspect_locally(
     return {task_id: verdict for task_id, verdict in verdicts.items() if verdict is not None}
 
 
+def verdict_folder(records: AnyPath) -> AnyPath:
+    """Where verdicts are kept; it may not exist."""
+    return records / "content"
+
+
 def verdict_file(records: AnyPath, task_id: str) -> AnyPath:
     """Where the verdict of a task is kept."""
-    return records / "content" / f"{task_file_name(task_id)}.json"
+    return verdict_folder(records) / f"{task_file_name(task_id)}.json"
 
 
 def write_verdict(records: AnyPath, task_id: str, verdict: Verdict) -> None:
     """Keeps the verdict of a task."""
-    (records / "content").mkdir(parents=True, exist_ok=True)
+    verdict_folder(records).mkdir(parents=True, exist_ok=True)
     write_json(verdict_file(records, task_id), verdict.to_json())
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from beam_jobs import commit, inspection
@@ -14,6 +16,8 @@ from beam_jobs.shard_builder import RECORDS_FOLDER, TEXT_MODEL_FILE, ShardBuilde
 from beam_jobs.stores import Stores
 from episode_store.errors import UserError
 from episode_store.spec import Modality
+
+_PATIENCE_SECONDS = 3.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +90,7 @@ def prepare_and_run(
         if not stores.tasks[task_id].is_corpus:
             job.plan(task_id)  # what the return filter refuses is told before any work
     job.records.mkdir(parents=True, exist_ok=True)
-    with hold(job.records / "lock") as free:
+    with _hold_patiently(job.records / "lock") as free:
         if not free:
             raise UserError(f"--output {config.output}: another build-shards is writing there; wait for it or end it")
         progress = _Progress(builder, job, on_progress)
@@ -105,6 +109,18 @@ def prepare_and_run(
             commit.manifest(builder, job.plans() or [], progress.records())
             raise UserError(f"{config.output}: the job ended without its manifest; run the same command again")
         return manifest, True
+
+
+@contextlib.contextmanager
+def _hold_patiently(path: AnyPath) -> Iterator[bool]:
+    """`hold`, but workers of a job that was killed a moment ago get the time to end: they hold its lock, too."""
+    end = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        with hold(path) as free:
+            if free or time.monotonic() > end:
+                yield free
+                return
+        time.sleep(0.1)
 
 
 class _Progress:
