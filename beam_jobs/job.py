@@ -87,13 +87,18 @@ def prepare_and_run(
     job = Job(config=config, stores=stores, content_fingerprint=content_fingerprint(stores, config))
     for task_id in config.task_ids:
         _check_task(builder, task_id)
-        if not stores.tasks[task_id].is_corpus:
-            job.plan(task_id)  # what the return filter refuses is told before any work
+    progress = _Progress(builder, job, on_progress)
+    # What the return filter refuses is told before any work.
+    if job.needs_inspection():
+        for task_id in config.task_ids:
+            if not stores.tasks[task_id].is_corpus:
+                job.plan(task_id)
+    else:
+        progress.look()
     job.records.mkdir(parents=True, exist_ok=True)
     with _hold_patiently(job.records / "lock") as free:
         if not free:
             raise UserError(f"--output {config.output}: another build-shards is writing there; wait for it or end it")
-        progress = _Progress(builder, job, on_progress)
         manifest = commit.finished(config.output, progress.fingerprint())
         if manifest is not None:
             return manifest, False
@@ -136,12 +141,12 @@ class _Progress:
 
     def fingerprint(self) -> str | None:
         """Of the finished folder; None before all corpora are inspected."""
-        self._look()
+        self.look()
         return None if self._plans is None else commit.dataset_fingerprint(self._builder, self._plans)
 
     def tick(self) -> None:
         """Looks which shards are done, and tells."""
-        self._look()
+        self.look()
         there = {path.name for path in self._job.records.iterdir()}
         for name, its_fingerprint in list(self._pending.items()):
             if f"{name}.json" not in there:
@@ -156,7 +161,8 @@ class _Progress:
         found = [read_json(self._job.records / f"{name}.json") for name in self._expected]
         return [record for record in found if record]
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Makes the plans, once there is all that they need."""
         if self._plans is None and (plans := self._job.plans()) is not None:
             self._plans = plans
             self._expected = {shard.name: self._builder.fingerprint(shard) for plan in plans for shard in plan.shards}
