@@ -10,7 +10,7 @@ import hashlib
 import json
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from beam_jobs.files import AnyPath, read_json, sync_folder, write_bytes, write_json
@@ -190,21 +190,23 @@ def commit(builder: ShardBuilder, plans: Sequence[TaskPlan], records: Iterable[M
     return data
 
 
-def _leftovers(output: AnyPath, named: set[str], plans: Sequence[TaskPlan]) -> Iterator[AnyPath]:
+def _leftovers(output: AnyPath, named: set[str], plans: Sequence[TaskPlan]) -> list[AnyPath]:
     """Shards, indices and records of other plans, and what killed processes had begun to write."""
-    records = output / RECORDS_FOLDER
-    planned = {f"{shard.name}.json" for plan in plans for shard in plan.shards}
-    for path in list(output.iterdir()):
+    records, found = output / RECORDS_FOLDER, list[AnyPath]()
+    for path in output.iterdir():
         is_ours = path.suffix in (".tar", TEMPORARY_SUFFIX) or path.match(WIDS_FILE.format(split="*"))
         if is_ours and path.name not in named:
-            yield path
-    for path in list(records.iterdir()):
+            found.append(path)
+    planned = {f"{shard.name}.json" for plan in plans for shard in plan.shards}
+    for path in records.iterdir():
         if path.suffix in (".json", TEMPORARY_SUFFIX) and path.name not in planned:
-            yield path
+            found.append(path)
     verdicts = verdict_folder(records)
-    for path in list(verdicts.iterdir()) if verdicts.is_dir() else []:
-        if path.suffix == TEMPORARY_SUFFIX:
-            yield path
+    if verdicts.is_dir():
+        for path in verdicts.iterdir():
+            if path.suffix == TEMPORARY_SUFFIX:
+                found.append(path)
+    return found
 
 
 def take_over(output: AnyPath) -> str:
