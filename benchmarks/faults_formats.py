@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -28,7 +30,8 @@ def make_episode(number: int) -> Arrays:
         "frames": frames,
         "states": rng.normal(size=(NUM_STEPS, 8)).astype(np.float32),
         "actions": rng.integers(0, 4, NUM_STEPS),
-        "rewards": rng.normal(size=NUM_STEPS),
+        # float64, of numbers that float32 can hold: LeRobot's reader hands out no more.
+        "rewards": rng.normal(size=NUM_STEPS).astype(np.float32).astype(np.float64),
     }
 
 
@@ -349,7 +352,135 @@ class Mds:
             yield _unraw(dataset[number]["raw"])
 
 
-FORMATS = (Ours, CheckedParquet, Parquet, ArrowIpc, Hdf5, Minari, MinariArrow, ArrayRecord, WebDataset, Mds)
+class Litdata:
+    """Lightning's litdata, as its `optimize` writes: chunks, and an index at the end."""
+
+    title, package = "litdata", "litdata"
+    modules = ("litdata.streaming.writer", "litdata")
+
+    def write(self, folder: Path, episodes: Iterator[Arrays], saved: Acknowledge) -> None:
+        """See `Ours`."""
+        from litdata.streaming.writer import BinaryWriter
+
+        writer = BinaryWriter(str(folder), chunk_size=5)
+        for number, arrays in enumerate(episodes):
+            writer[number] = arrays
+            saved()
+        writer.done()
+        writer.merge()
+
+    def read(self, folder: Path) -> Iterator[Arrays]:
+        """See `Ours`."""
+        from litdata import StreamingDataset
+
+        dataset = StreamingDataset(str(folder))
+        for number in range(len(dataset)):
+            yield {name: np.asarray(values) for name, values in dataset[number].items()}
+
+
+class Tfds:
+    """TFDS with RLDS features, through its writer for data that comes one episode at a time."""
+
+    title, package = "TFDS, RLDS in TFRecord", "tensorflow_datasets"
+    modules = ("tensorflow", "tensorflow_datasets")
+
+    def write(self, folder: Path, episodes: Iterator[Arrays], saved: Acknowledge) -> None:
+        """See `Ours`."""
+        import tensorflow_datasets as tfds
+
+        features = tfds.features
+        steps = {
+            "frames": features.Image(shape=(24, 24, 3), encoding_format="png"),
+            "states": features.Tensor(shape=(8,), dtype=np.float32),
+            "actions": np.int64,
+            # A list of numbers would be float32.
+            "rewards": features.Tensor(shape=(), dtype=np.float64, encoding="bytes"),
+        }
+        identity = tfds.core.dataset_info.DatasetIdentity(
+            name="faults", version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name="faults"
+        )
+        info = tfds.core.DatasetInfo(
+            builder=identity, features=features.FeaturesDict({"steps": features.Dataset(steps)})
+        )
+        writer = tfds.core.SequentialWriter(info, max_examples_per_shard=10)
+        writer.initialize_splits(["train"])
+        for arrays in episodes:
+            writer.add_examples({"train": [{"steps": arrays}]})
+            saved()
+        writer.close_all()
+
+    def read(self, folder: Path) -> Iterator[Arrays]:
+        """See `Ours`."""
+        import tensorflow_datasets as tfds
+
+        dataset = tfds.builder_from_directory(str(folder)).as_dataset(split="train")
+        for example in dataset:
+            steps = list(example["steps"].as_numpy_iterator())
+            yield {name: np.stack([step[name] for step in steps]) for name in steps[0]}
+
+
+class LeRobot:
+    """LeRobot v3 with images as PNG in Parquet."""
+
+    title, package = "LeRobot v3", "lerobot"
+    modules = ("datasets", "lerobot.datasets.lerobot_dataset")
+    _names: ClassVar = {
+        "observation.image": "frames",
+        "observation.state": "states",
+        "action": "actions",
+        "next.reward": "rewards",
+    }
+
+    def write(self, folder: Path, episodes: Iterator[Arrays], saved: Acknowledge) -> None:
+        """See `Ours`."""
+        from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+        features = {
+            theirs: {
+                "dtype": "image" if name == "frames" else str(values.dtype),
+                "shape": values.shape[1:] or (1,),
+                "names": None,
+            }
+            for theirs, name in self._names.items()
+            for values in [make_episode(0)[name]]
+        }
+        dataset = LeRobotDataset.create("faults/set", fps=30, features=features, root=folder / "set", use_videos=False)
+        for arrays in episodes:
+            for row in range(NUM_STEPS):
+                frame = {theirs: np.atleast_1d(arrays[name][row]) for theirs, name in self._names.items()}
+                dataset.add_frame({**frame, "task": "play"})
+            dataset.save_episode()
+            saved()
+        dataset.finalize()
+
+    def read(self, folder: Path) -> Iterator[Arrays]:
+        """See `Ours`."""
+        import datasets
+        from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+        # Its cache would hand out what another file of the same name held.
+        with tempfile.TemporaryDirectory() as cache:
+            datasets.config.HF_DATASETS_CACHE = Path(cache)
+            dataset = LeRobotDataset("faults/set", root=folder / "set")
+            frames = (dataset[number] for number in range(len(dataset)))
+            for _, episode in itertools.groupby(frames, lambda frame: int(frame["episode_index"])):
+                yield self._arrays(list(episode))
+
+    def _arrays(self, frames: list[Any]) -> Arrays:
+        found = {}
+        for theirs, name in self._names.items():
+            values = np.stack([frame[theirs].numpy() for frame in frames])
+            like = make_episode(0)[name]
+            if name == "frames":
+                values = (np.moveaxis(values, 1, -1) * 255).round()
+            found[name] = values.reshape(-1, *like.shape[1:]).astype(like.dtype)
+        return found
+
+
+FORMATS = (
+    *(Ours, CheckedParquet, Parquet, ArrowIpc, Hdf5, Minari, MinariArrow, ArrayRecord, WebDataset, Mds),
+    *(Litdata, Tfds, LeRobot),
+)
 
 
 def installed() -> list[Any]:

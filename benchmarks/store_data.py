@@ -11,6 +11,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from collectors import headless
+
 ATARI_GAMES = ("Pong", "Breakout", "SpaceInvaders", "Qbert", "MsPacman", "Seaquest")
 MUJOCO_CAMERAS = ("HalfCheetah-v5", "Hopper-v5", "Ant-v5")
 MINIGRIDS = ("MiniGrid-FourRooms-v0", "MiniGrid-DoorKey-8x8-v0", "MiniGrid-Dynamic-Obstacles-8x8-v0")
@@ -25,6 +27,7 @@ def missing(name: str) -> str:
 def make(name: str, folder: Path) -> str:
     """Writes a set for `store_peers.Data` and says what it is."""
     folder.mkdir(parents=True)
+    headless.prepare()
     description, episodes = _SETS[name]()
     fields: dict[str, list[np.ndarray]] = {"observation": [], "action": [], "reward": []}
     for episode in episodes:
@@ -70,7 +73,7 @@ def _atari() -> tuple[str, Iterator[Rows]]:
         for game in ATARI_GAMES:
             environment = gymnasium.make(f"ALE/{game}-v5", obs_type="rgb", full_action_space=True)
             for seed in range(2):
-                yield _play(environment, seed, 300, np.asarray, sticky=0.5)
+                yield _play(environment, seed, 600, np.asarray, sticky=0.5)
             environment.close()
 
     return f"Atari RGB 210x160 ({', '.join(ATARI_GAMES)})", episodes()
@@ -115,9 +118,8 @@ def _minigrid() -> tuple[str, Iterator[Rows]]:
 def _states() -> tuple[str, Iterator[Rows]]:
     def episodes() -> Iterator[Rows]:
         environment = gymnasium.make("HalfCheetah-v5")
-        chance = np.random.default_rng(0)
-        for seed in range(100):
-            yield _play(environment, seed, int(chance.integers(200, 670)), lambda seen: np.asarray(seen, np.float32))
+        for seed in range(400):
+            yield _play(environment, seed, 1_000, lambda seen: np.asarray(seen, np.float32))
 
     return "HalfCheetah-v5: 17 + 6 float32 and a float64 reward, 100 bytes a step", episodes()
 

@@ -32,8 +32,11 @@ _RECORD_BYTES = 1_024
 
 _PREAMBLE = """
 import json, resource, sys, time
-import pyarrow.compute as pc
+import pyarrow as pa, pyarrow.compute as pc
 from episode_store.store import EpisodeStore
+
+# pyarrow's first conversion imports pandas where that is installed: no more a part of a query than other imports.
+pa.array([0])
 
 def memory():
     return {line.split(":")[0]: int(line.split()[1]) / 1024 for line in open("/proc/self/status") if "kB" in line}

@@ -13,7 +13,8 @@ from episode_store.compact import compact
 from episode_store.errors import UserError
 from episode_store.merge import merge
 from episode_store.repair import repair
-from episode_store.statistics import GROUPS, episode_statistics, field_statistics
+from episode_store.spec import Modality
+from episode_store.statistics import GROUPS, episode_statistics, field_statistics, lossy_statistics
 from episode_store.store import EpisodeStore
 
 _WHERE = "condition over the episode table, such as \"episode_return > 100 and task_id == 'CartPole-v1'\""
@@ -54,7 +55,8 @@ def _stats_verb(program: CommandLine) -> None:
     parser = program.verb(
         "stats",
         _stats,
-        help="returns, lengths, sizes, ends and success by task and agent; with --fields the range of each field",
+        help="returns, lengths, sizes, ends and success by task and agent, and which columns are lossy; with --fields "
+        "the range of each field",
         example="python -m episode_store stats --store runs/demo/store --by task_id agent_id",
     )
     command_line.add_store(parser)
@@ -65,7 +67,10 @@ def _stats_verb(program: CommandLine) -> None:
     )
     parser.add_argument("--fields", action="store_true", help="read episodes: min, max and mean of every field")
     parser.add_argument(
-        "--episodes", type=command_line.positive_int, metavar="N", help="with --fields: only so many a task (all)"
+        "--episodes",
+        type=command_line.positive_int,
+        metavar="N",
+        help="look into only so many a task, for --fields and lossy images (all)",
     )
 
 
@@ -74,16 +79,25 @@ def _stats(namespace: argparse.Namespace) -> int:
     tasks = store.find_tasks(namespace.tasks)
     groups = episode_statistics(store, namespace.by, tasks)
     fields: dict[str, Any] = {}
-    if namespace.fields:
-        for task_id in tasks:
-            episode_ids = store.table(task_id, ["episode_id"])["episode_id"].to_pylist()[: namespace.episodes]
+    lossy: dict[str, Any] = {}
+    looked_at: dict[str, int] = {}
+    for task_id in tasks:
+        # Only images are ever lossy.
+        has_images = any(spec.modality == Modality.IMAGE for spec in store.tasks[task_id].observation_spec.values())
+        if not has_images and not namespace.fields:
+            continue
+        episode_ids = store.table(task_id, ["episode_id"])["episode_id"].to_pylist()[: namespace.episodes]
+        looked_at[task_id] = len(episode_ids)
+        if has_images:
+            lossy[task_id] = lossy_statistics(store, episode_ids)
+        if namespace.fields:
             if not namespace.json:
                 episode_ids = command_line.progress(episode_ids, description=task_id, unit="episodes")
             fields[task_id] = field_statistics(store, episode_ids)
+    lossy = {task_id: columns for task_id, columns in lossy.items() if columns}
     if namespace.json:
-        command_line.print_json(
-            {"store": str(store.path), "version": store.view.number, "groups": groups, "fields": fields}
-        )
+        result = {"store": str(store.path), "version": store.view.number, "groups": groups, "fields": fields}
+        command_line.print_json({**result, "lossy_columns": lossy})
         return 0
     rows = [
         (
@@ -99,6 +113,14 @@ def _stats(namespace: argparse.Namespace) -> int:
     ]
     header = (*namespace.by, "episodes", "steps", "mean return", "std", "min", "max", "mean length", "MB", "success")
     command_line.print_table(rows, header)
+    for task_id, columns in lossy.items():
+        for path, column in columns.items():
+            least, greatest = column["min_quality"], column["max_quality"]
+            quality = str(least) if least == greatest else f"{least} to {greatest}"
+            print(
+                f"{task_id}: {path}: lossy WebP of quality {quality} in {column['episodes']} of {looked_at[task_id]} "
+                "episodes, as their writer was asked"
+            )
     for task_id, found in fields.items():
         print(f"\n{task_id}")
         lines = [

@@ -21,7 +21,7 @@ from episode_store import image_codecs, webp
 from episode_store.errors import CorruptionError
 from episode_store.spec import MAX_IMAGE_BYTES
 
-RAW_BLOCK_BYTES = 8_192
+RAW_BLOCK_BYTES = 2_048
 IMAGE_BLOCK_ROWS = 32
 TEXT_BLOCK_ROWS = 256
 MAX_BLOCK_BYTES = 1 << 30
@@ -33,6 +33,8 @@ _TRIAL_FRAMES = 2
 
 # The checksum of a block: XXH3 with 64 bits.
 checksum: Callable[[Any], int] = xxhash.xxh3_64_intdigest
+# The checksum of a whole column: XXH3 with 128 bits, which of numbers is also what their content hash is made of.
+digest: Callable[[Any], bytes] = xxhash.xxh3_128_digest
 
 
 class Codec(enum.IntEnum):
@@ -73,7 +75,7 @@ _ZSTD_LEVELS = {
 
 
 def raw_block_rows(row_bytes: int) -> int:
-    """Rows in a RAW block: about 8 KiB, what one checksum covers."""
+    """Rows in a RAW block: about 2 KiB, what one checksum covers, since a window of steps is not longer."""
     return max(1, RAW_BLOCK_BYTES // max(1, row_bytes))
 
 

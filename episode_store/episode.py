@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import xxhash
 
 from episode_store.errors import EpisodeError
-from episode_store.spec import STORED_DTYPES, FieldValues, is_text
+from episode_store.spec import STORED_DTYPES, FieldValues, all_finite, is_text
 from episode_store.task import TaskSpec
 
 # Step column: True where the recorded action was a deliberate disturbance and not the agent's choice. Such actions
@@ -109,29 +109,34 @@ class Episode:
     @property
     def episode_return(self) -> float:
         """The undiscounted sum of rewards."""
-        return float(np.sum(self.rewards, dtype=np.float64))
+        return float(np.add.reduce(self.rewards, dtype=np.float64))
+
+    def fields(self) -> Iterator[tuple[str, FieldValues]]:
+        """Paths as a record's columns have them, "observations/<name>" and so on, and values; by group, then name."""
+        for group in ("observations", "actions"):
+            fields = getattr(self, group)
+            for name in sorted(fields):
+                yield f"{group}/{name}", fields[name]
+        yield "rewards", self.rewards
+        for name in sorted(self.step_columns):
+            yield f"step_columns/{name}", self.step_columns[name]
 
     def content_hash(self) -> str:
         """32 hex digits of what happened, whoever recorded it: equal episodes have equal hashes.
 
-        XXH3 with 128 bits is not cryptographic: chance does not bring two episodes together, but ill will can.
+        XXH3 is not cryptographic: chance does not bring two episodes together, but ill will can.
         """
-        digest = xxhash.xxh3_128()
-        digest.update(json.dumps([self.task_id, bool(self.terminated), bool(self.truncated)]).encode())
-        for group in (self.observations, self.actions, {"rewards": self.rewards}, self.step_columns):
-            for key in sorted(group):
-                values = group[key]
-                if is_text(values):
-                    digest.update(json.dumps([key, values]).encode())
-                elif isinstance(values, list):
-                    digest.update(json.dumps(key).encode())
-                    for image in values:
-                        digest.update(f"{image.dtype.str}{image.shape}".encode())
-                        digest.update(np.ascontiguousarray(image).data)
-                else:
-                    digest.update(f"{json.dumps(key)}{values.dtype.str}{values.shape}".encode())
-                    digest.update(np.ascontiguousarray(values).data)
-        return digest.hexdigest()
+        return self.hash_content()[0]
+
+    def hash_content(self) -> tuple[str, dict[str, bytes]]:
+        """The content hash, and of each field what went into it: path -> XXH3 with 128 bits of its values."""
+        parts = [json.dumps([self.task_id, bool(self.terminated), bool(self.truncated)]).encode()]
+        digests = {}
+        for path, values in self.fields():
+            kind = "list" if isinstance(values, list) else f"{values.dtype.str}{values.shape}"
+            digests[path] = digest = _digest(values)
+            parts += (f"{len(path)} {path} {kind}".encode(), digest)
+        return xxhash.xxh3_128_hexdigest(b"".join(parts)), digests
 
     def episode_id(self, content_hash: str | None = None, metadata_json: str | None = None) -> str:
         """32 hex digits of content and provenance: the name of this episode in every store.
@@ -158,7 +163,7 @@ class Episode:
         num_steps = self.num_steps
         if num_steps < 1:
             raise EpisodeError(f"{where}: expected at least 1 step, got 0")
-        if not np.isfinite(self.rewards).all():
+        if not all_finite(self.rewards):
             step = int(np.argmin(np.isfinite(self.rewards)))
             raise EpisodeError(f"{where}: rewards: step {step}: expected a finite number, got {self.rewards[step]}")
         for name, end in (("terminated", self.terminated), ("truncated", self.truncated)):
@@ -173,7 +178,7 @@ class Episode:
             ("observations", self.observations, task.observation_spec, num_steps + 1),
             ("actions", self.actions, task.action_spec, num_steps),
         ):
-            if set(fields) != set(specs):
+            if fields.keys() != specs.keys():
                 raise EpisodeError(f"{where}: {name}: expected fields {sorted(specs)}, got {sorted(fields)}")
             for key, spec in specs.items():
                 spec.validate(fields[key], length=length, where=f"{where}: {name}/{key}")
@@ -185,3 +190,15 @@ class Episode:
                 raise EpisodeError(
                     f"{where}: step_columns/{key}: expected {num_steps} values, got shape {values.shape}"
                 )
+
+
+def _digest(values: FieldValues) -> bytes:
+    if isinstance(values, np.ndarray):
+        return xxhash.xxh3_128_digest(np.ascontiguousarray(values).data)
+    if is_text(values):
+        return xxhash.xxh3_128_digest(json.dumps(values).encode())
+    digest = xxhash.xxh3_128()
+    for image in values:
+        digest.update(f"{image.dtype.str}{image.shape}".encode())
+        digest.update(np.ascontiguousarray(image).data)
+    return digest.digest()

@@ -14,7 +14,7 @@ import json
 import struct
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -34,9 +34,11 @@ MAX_HEADER_BYTES = 1 << 26
 # magic, crc32c of header bytes from 12 on, header bytes, record bytes, steps, flags, episode id, content hash,
 # return, length of task id, number of columns, length of the metadata.
 _FIXED = struct.Struct("<8s I I Q I I 16s 16s d H H I")
-_COLUMN = struct.Struct("<B B B B H H I I I Q Q")
+_COLUMN = struct.Struct("<B B B B H H I I I Q Q 16s")
 _CHECKSUM = struct.Struct("<I")
 _TERMINATED, _TRUNCATED = 1, 2
+_MAX_NAME_BYTES = 1_000
+_REWARDS_TYPE = ("<f8", ())
 # `VARIES` as an unsigned integer.
 _VARIES_STORED = (1 << 32) - 1
 
@@ -51,6 +53,7 @@ class Group(enum.IntEnum):
 
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+_ZEROS = bytes(ALIGNMENT)
 GROUP_NAMES = {Group.OBSERVATION: "observations", Group.ACTION: "actions", Group.STEP_COLUMN: "step_columns"}
 
 
@@ -73,8 +76,10 @@ class Column:
       block_rows: rows of each block but the last.
       offset: of the first block from the record's start; blocks follow each other without a gap.
       stored_bytes: of all blocks.
+      digest: `column_codecs.digest` of all of them.
       block_bytes: stored bytes of each block.
       checksums: `column_codecs.checksum` of each block's stored bytes.
+      checksums_offset: of the first of these from the record's start.
     """
 
     group: Group
@@ -87,8 +92,10 @@ class Column:
     block_rows: int
     offset: int
     stored_bytes: int
+    digest: bytes
     block_bytes: tuple[int, ...]
     checksums: tuple[int, ...]
+    checksums_offset: int
 
     @property
     def path(self) -> str:
@@ -126,13 +133,14 @@ def align(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EncodedColumn:
+class EncodedColumn(NamedTuple):
     """The blocks of one column, ready to be stored; `body` is buffers in a row, the rest is as in `Column`."""
 
     codec: Codec
-    quality: int = 0
+    quality: int
     block_rows: int
+    stored_bytes: int
+    digest: bytes
     block_bytes: Sequence[int]
     checksums: Sequence[int]
     body: Sequence[Any]
@@ -140,14 +148,36 @@ class EncodedColumn:
     @classmethod
     def of_blocks(cls, codec: Codec, block_rows: int, blocks: Sequence[bytes], quality: int = 0) -> EncodedColumn:
         """A column whose blocks are buffers of their own."""
-        return cls(
-            codec=codec,
-            quality=quality,
-            block_rows=block_rows,
-            block_bytes=[len(block) for block in blocks],
-            checksums=[column_codecs.checksum(block) for block in blocks],
-            body=blocks,
-        )
+        digest = column_codecs.digest(b"".join(blocks))
+        sizes = [len(block) for block in blocks]
+        checksums = [column_codecs.checksum(block) for block in blocks]
+        return cls(codec, quality, block_rows, sum(sizes), digest, sizes, checksums, blocks)
+
+    @classmethod
+    def of_numbers(cls, values: np.ndarray, row_bytes: int, digest: bytes | None = None) -> EncodedColumn:
+        """A RAW column; its body is a view of `values`, which are contiguous; `digest` where it is at hand."""
+        rows, size = column_codecs.raw_block_rows(row_bytes), values.nbytes
+        digest = digest or column_codecs.digest(values)
+        if not size:
+            return cls(Codec.RAW, 0, rows, 0, digest, (), (), ())
+        stored, step = values.data.cast("B"), rows * row_bytes
+        starts = range(0, size, step)
+        sizes = [step] * len(starts)
+        sizes[-1] = size - starts[-1]
+        checksums = [column_codecs.checksum(stored[start : start + step]) for start in starts]
+        return cls(Codec.RAW, 0, rows, size, digest, sizes, checksums, (stored,))
+
+
+class _PlannedColumn(NamedTuple):
+    """What is the same for a column in every episode of its task."""
+
+    group: Group
+    name: str
+    path: str
+    spec: ArraySpec | None
+    # The entry's name, dtype and axes as they are stored, and the lengths of these three.
+    described: bytes
+    lengths: tuple[int, int, int]
 
 
 class RecordEncoder:
@@ -155,6 +185,8 @@ class RecordEncoder:
 
     def __init__(self) -> None:
         self._image_encoders: dict[tuple[str, str], ImageEncoder] = {}
+        # By task id: the task and its columns in stored order, but for step columns.
+        self._plans: dict[str, tuple[TaskSpec, list[_PlannedColumn]]] = {}
 
     def encode(
         self,
@@ -164,6 +196,7 @@ class RecordEncoder:
         episode_id: str,
         *,
         metadata_json: str | None = None,
+        digests: Mapping[str, bytes] = _NOTHING,
         encoded: Mapping[str, EncodedColumn] = _NOTHING,
     ) -> list[Any]:
         """The whole record of an episode that `Episode.validate` accepted, as buffers to write one after the other.
@@ -172,6 +205,7 @@ class RecordEncoder:
           episode, task: what is stored.
           content_hash, episode_id: of the episode.
           metadata_json: its `encode_metadata`, where that is at hand.
+          digests: of its fields, from `hash_content`, where they are at hand.
           encoded: path -> what was made of a column already.
 
         Raises:
@@ -182,29 +216,26 @@ class RecordEncoder:
         if metadata_json is None:
             metadata_json = encode_metadata(episode.metadata, where)
         metadata = metadata_json.encode()
-        columns: list[tuple[tuple[Any, ...], bytes, int, int]] = []
+        entries: list[tuple[Any, ...]] = []
         bodies: list[Any] = []
         offset = 0  # from the first column on; the header's size is known last
-        for group, name, values, spec in _columns_of(episode, task):
-            column = encoded.get(column_path(group, name)) if encoded else None
-            if column is None:
-                column = self._encode_column(episode.task_id, group, name, values, spec)
-            dtype, shape = _stored_type(spec) if isinstance(values, list) else (values.dtype.str, values.shape[1:])
-            num_blocks, size = len(column.block_bytes), sum(column.block_bytes)
-            padding = -size % ALIGNMENT
-            names = name.encode() + dtype.encode()
-            lengths = (len(shape), len(dtype), len(names) - len(dtype), column.quality, len(values))
-            sides = [_VARIES_STORED if side == VARIES else side for side in shape]
-            numbers = struct.pack(f"<{len(shape) + num_blocks}I", *sides, *column.block_bytes)
-            checksums = struct.pack(f"<{num_blocks}Q", *column.checksums)
-            facts = (group, column.codec, *lengths, column.block_rows, num_blocks)
-            columns.append((facts, names + numbers + checksums, offset, size))
-            bodies += column.body
-            bodies.append(bytes(padding))
-            offset += size + padding
         header_bytes = _FIXED.size + len(task_id) + len(metadata)
-        header_bytes += sum(_COLUMN.size + len(tail) for _, tail, _, _ in columns)
-        if header_bytes > MAX_HEADER_BYTES or len(columns) > 0xFFFF or episode.num_steps >= 1 << 32:
+        for group, name, path, spec, described, (axes, dtype_bytes, name_bytes) in self._columns_of(episode, task):
+            values = _values_of(episode, group, name)
+            codec, quality, block_rows, size, digest, block_bytes, checksums, body = (
+                encoded.get(path) if encoded else None
+            ) or self._encode_column(episode.task_id, path, values, spec, digests.get(path))
+            num_blocks = len(checksums)
+            tail = described + struct.pack(f"<{num_blocks}I{num_blocks}Q", *block_bytes, *checksums)
+            lengths = (axes, dtype_bytes, name_bytes, quality, len(values), block_rows, num_blocks)
+            entries.append((group, codec, *lengths, offset, size, digest, tail))
+            header_bytes += _COLUMN.size + len(tail)
+            bodies += body
+            padding = -size % ALIGNMENT
+            if padding:
+                bodies.append(_ZEROS[:padding])
+            offset += size + padding
+        if header_bytes > MAX_HEADER_BYTES or len(entries) > 0xFFFF or episode.num_steps >= 1 << 32:
             raise EpisodeError(f"{where}: too long for one record ({episode.num_steps} steps); divide it")
         base = align(header_bytes)
         header = bytearray(
@@ -219,20 +250,37 @@ class RecordEncoder:
                 bytes.fromhex(content_hash),
                 episode.episode_return,
                 len(task_id),
-                len(columns),
+                len(entries),
                 len(metadata),
             )
         )
         header += task_id + metadata
-        for facts, tail, start, size in columns:
-            header += _COLUMN.pack(*facts, base + start, size)
+        for *facts, start, size, digest, tail in entries:
+            header += _COLUMN.pack(*facts, base + start, size, digest)
             header += tail
         _CHECKSUM.pack_into(header, 8, google_crc32c.value(bytes(header[12:header_bytes])))
         header += bytes(base - header_bytes)
         return [header, *bodies]
 
+    def _columns_of(self, episode: Episode, task: TaskSpec) -> list[_PlannedColumn]:
+        """All columns in stored order: rewards first, then observations, actions and step columns by name."""
+        known, columns = self._plans.get(task.task_id, (None, []))
+        if known is not task:
+            columns = [_plan(episode.task_id, Group.REWARD, "rewards", None, *_REWARDS_TYPE)]
+            for group, specs in ((Group.OBSERVATION, task.observation_spec), (Group.ACTION, task.action_spec)):
+                columns += [
+                    _plan(task.task_id, group, name, spec, *_stored_type(spec)) for name, spec in sorted(specs.items())
+                ]
+            self._plans[task.task_id] = (task, columns)
+        if episode.step_columns:
+            return columns + [
+                _plan(task.task_id, Group.STEP_COLUMN, name, None, values.dtype.str, values.shape[1:])
+                for name, values in sorted(episode.step_columns.items())
+            ]
+        return columns
+
     def _encode_column(
-        self, task_id: str, group: Group, name: str, values: FieldValues, spec: ArraySpec | None
+        self, task_id: str, path: str, values: FieldValues, spec: ArraySpec | None, digest: bytes | None
     ) -> EncodedColumn:
         if spec is not None and spec.varies:
             rows, varying = column_codecs.encode_varying_images(list(values))
@@ -243,26 +291,14 @@ class RecordEncoder:
             return EncodedColumn.of_blocks(codec, rows, texts)
         row_bytes = column_codecs.row_bytes(values.shape[1:], values.dtype)
         if row_bytes > column_codecs.MAX_BLOCK_BYTES:
-            raise EpisodeError(f"episode of {task_id}: {name}: {row_bytes} bytes a step, expected at most 1 GiB")
+            raise EpisodeError(f"episode of {task_id}: {path}: {row_bytes} bytes a step, expected at most 1 GiB")
         values = np.ascontiguousarray(values)
         if spec is not None and spec.modality == Modality.IMAGE and row_bytes:
-            encoder = self._image_encoders.setdefault((task_id, f"{group}/{name}"), ImageEncoder())
+            encoder = self._image_encoders.setdefault((task_id, path), ImageEncoder())
             rows = column_codecs.image_block_rows(row_bytes)
             codec, images = encoder.encode(image_blocks(values))
             return EncodedColumn.of_blocks(codec, rows, images)
-        rows = column_codecs.raw_block_rows(row_bytes)
-        if not row_bytes:
-            return EncodedColumn.of_blocks(Codec.RAW, rows, [])
-        stored = values.reshape(-1).view(np.uint8).data
-        step, size = rows * row_bytes, len(stored)
-        starts = range(0, size, step)
-        return EncodedColumn(
-            codec=Codec.RAW,
-            block_rows=rows,
-            block_bytes=[min(step, size - start) for start in starts],
-            checksums=[column_codecs.checksum(stored[start : start + step]) for start in starts],
-            body=[stored],
-        )
+        return EncodedColumn.of_numbers(values, row_bytes, digest)
 
 
 def image_blocks(values: np.ndarray) -> list[np.ndarray]:
@@ -288,22 +324,23 @@ def encode_metadata(metadata: EpisodeMetadata, where: str) -> str:
     return text
 
 
-def _columns_of(episode: Episode, task: TaskSpec) -> list[tuple[Group, str, FieldValues, ArraySpec | None]]:
-    """All columns in stored order: rewards first, then observations, actions and step columns by name."""
-    columns: list[tuple[Group, str, FieldValues, ArraySpec | None]] = [(Group.REWARD, "rewards", episode.rewards, None)]
-    groups: tuple[tuple[Group, Mapping[str, FieldValues], Mapping[str, ArraySpec]], ...] = (
-        (Group.OBSERVATION, episode.observations, task.observation_spec),
-        (Group.ACTION, episode.actions, task.action_spec),
-        (Group.STEP_COLUMN, episode.step_columns, {}),
-    )
-    for group, fields, specs in groups:
-        for name in sorted(fields):
-            if len(name.encode()) > 1000:
-                raise EpisodeError(
-                    f"episode of {episode.task_id}: field name {name[:40]!r}... has more than 1000 bytes"
-                )
-            columns.append((group, name, fields[name], specs.get(name)))
-    return columns
+def _plan(
+    task_id: str, group: Group, name: str, spec: ArraySpec | None, dtype: str, shape: tuple[int, ...]
+) -> _PlannedColumn:
+    name_bytes, dtype_bytes = name.encode(), dtype.encode()
+    if len(name_bytes) > _MAX_NAME_BYTES:
+        raise EpisodeError(f"episode of {task_id}: field name {name[:40]!r}... has more than {_MAX_NAME_BYTES} bytes")
+    sides = struct.pack(f"<{len(shape)}I", *(_VARIES_STORED if side == VARIES else side for side in shape))
+    lengths = (len(shape), len(dtype_bytes), len(name_bytes))
+    return _PlannedColumn(group, name, column_path(group, name), spec, name_bytes + dtype_bytes + sides, lengths)
+
+
+def _values_of(episode: Episode, group: Group, name: str) -> FieldValues:
+    if group == Group.REWARD:
+        return episode.rewards
+    if group == Group.OBSERVATION:
+        return episode.observations[name]
+    return episode.actions[name] if group == Group.ACTION else episode.step_columns[name]
 
 
 def window_ranges(
@@ -389,9 +426,20 @@ def padding_of(header: RecordHeader) -> list[tuple[int, int]]:
 
 
 def _parse_column(header: bytes, position: int) -> tuple[Column, int]:
-    group, codec, num_axes, dtype_length, name_length, quality, num_rows, block_rows, num_blocks, offset, size = (
-        _COLUMN.unpack_from(header, position)
-    )
+    (
+        group,
+        codec,
+        num_axes,
+        dtype_length,
+        name_length,
+        quality,
+        num_rows,
+        block_rows,
+        num_blocks,
+        offset,
+        size,
+        digest,
+    ) = _COLUMN.unpack_from(header, position)
     position += _COLUMN.size
     name = header[position : position + name_length].decode()
     position += name_length
@@ -411,8 +459,10 @@ def _parse_column(header: bytes, position: int) -> tuple[Column, int]:
         block_rows=block_rows,
         offset=offset,
         stored_bytes=size,
+        digest=digest,
         block_bytes=numbers[num_axes:],
         checksums=checksums,
+        checksums_offset=position,
     )
     return column, position + 8 * num_blocks
 
@@ -430,7 +480,7 @@ def _stored_type(spec: ArraySpec | None) -> tuple[str, tuple[int, ...]]:
 
 def expected_columns(task: TaskSpec) -> ExpectedColumns:
     """The columns that every record of a task has, besides step columns."""
-    expected: dict[str, tuple[str, tuple[int, ...], int]] = {"rewards": ("<f8", (), 0)}
+    expected: dict[str, tuple[str, tuple[int, ...], int]] = {"rewards": (*_REWARDS_TYPE, 0)}
     for group, specs, more in ((Group.OBSERVATION, task.observation_spec, 1), (Group.ACTION, task.action_spec, 0)):
         for name, spec in specs.items():
             expected[f"{GROUP_NAMES[group]}/{name}"] = (*_stored_type(spec), more)

@@ -21,12 +21,13 @@ class RecordReader:
 
     Attributes:
       header: of the record.
+      num_steps: of the episode.
       columns: path -> reader, in stored order.
     """
 
     def __init__(self, record: np.ndarray, header: RecordHeader, decoder: BlockDecoder) -> None:
         """`record`: uint8 [n], read-only; views of it are handed out."""
-        self.header = header
+        self.header, self.num_steps = header, header.num_steps
         self.columns: Mapping[str, _ColumnReader] = {
             column.path: _reader(record, column, decoder) for column in header.columns
         }
@@ -64,6 +65,9 @@ class RecordReader:
 class _ColumnReader:
     """One column; subclasses know how its blocks become rows."""
 
+    # Thousands of records are kept open: fewer places in memory to look at.
+    __slots__ = ("_column", "_dtype", "_shape", "_stored", "group", "more", "name", "path")
+
     def __init__(self, record: np.ndarray, column: Column) -> None:
         self.group, self.name, self.path = int(column.group), column.name, column.path
         # Observations have one row more than there are steps.
@@ -81,6 +85,18 @@ class _ColumnReader:
         """
         raise NotImplementedError
 
+    def read_into(self, start: int, num_steps: int, batch: np.ndarray, number: int) -> None:
+        """What belongs to steps [start, start + num_steps) as element `number` of a batch, all of it.
+
+        Raises:
+          CorruptionError: a block was changed.
+          StoreError: the batch does not fit.
+        """
+        rows = num_steps + self.more
+        if batch.shape[1:2] != (rows,):
+            raise self._misfit(batch[number], rows)
+        self.read(start, rows, batch[number])
+
     def _misfit(self, out: Any, rows: int) -> StoreError:
         """What is wrong with an array that the caller gave."""
         got = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
@@ -93,49 +109,54 @@ class _ColumnReader:
 class _RawReader(_ColumnReader):
     """Numbers as they are: read-only views of the mapped file."""
 
+    __slots__ = ("_block_bytes", "_block_rows", "_checksums", "_digest", "_num_rows", "_values", "_whole")
+
     def __init__(self, record: np.ndarray, column: Column) -> None:
         super().__init__(record, column)
         dtype = np.dtype(column.dtype)
-        row_bytes = column_codecs.row_bytes(column.shape, dtype)
-        if row_bytes:
+        self._block_rows = column.block_rows
+        size = column.block_rows * column_codecs.row_bytes(column.shape, dtype)
+        if size:
             self._values = self._stored.view(dtype).reshape(column.num_rows, *column.shape)
         else:
             self._values = np.zeros((column.num_rows, *column.shape), dtype)
-        self._bytes = self._stored.data
-        self._checksums = column.checksums
-        self._block_rows = column.block_rows
-        self._block_bytes = column.block_rows * row_bytes
+        self._whole, self._digest, self._num_rows = self._stored.data, column.digest, column.num_rows
+        self._block_bytes, self._checksums = size, column.checksums
 
     def read(self, start: int, rows: int, out: np.ndarray | None) -> FieldValues:
-        stop = start + rows
-        size = self._block_bytes
-        if size:
-            first = start // self._block_rows
-            position = first * size
-            for expected in self._checksums[first : (stop - 1) // self._block_rows + 1]:
-                if column_codecs.checksum(self._bytes[position : position + size]) != expected:
-                    raise CorruptionError(
-                        f"the checksum of block {position // size} does not match: a byte was changed"
-                    )
-                position += size
-        values = self._values[start:stop]
+        if rows == self._num_rows:
+            if column_codecs.digest(self._whole) != self._digest:
+                raise CorruptionError("its checksum does not match: a byte was changed")
+            values = self._values
+        else:
+            values = self._values[start : start + rows]
+            self._check_blocks(start, start + rows)
         if out is None:
             return values
-        if not isinstance(out, np.ndarray) or not out.ndim:
-            raise self._misfit(out, rows)
-        if len(out) > rows:
-            out = out[:rows]
-        if out.shape != values.shape or out.dtype != self._dtype:
-            raise self._misfit(out, rows)
         try:
-            out[...] = values
-        except ValueError:
-            raise self._misfit(out, rows) from None
-        return out
+            out = out[:rows]
+            if out.shape == values.shape and out.dtype == values.dtype:
+                out[...] = values
+                return out
+        except (TypeError, ValueError, IndexError):
+            pass  # no array, or one that cannot be written
+        raise self._misfit(out, rows)
+
+    def _check_blocks(self, start: int, stop: int) -> None:
+        """Compares the checksum of each block that has any of these rows."""
+        size, checksum, whole = self._block_bytes, column_codecs.checksum, self._whole
+        first = start // self._block_rows
+        position = first * size
+        for expected in self._checksums[first : (stop - 1) // self._block_rows + 1]:
+            if checksum(whole[position : position + size]) != expected:
+                raise CorruptionError(f"the checksum of block {position // size} does not match: a byte was changed")
+            position += size
 
 
 class _BlockReader(_ColumnReader):
     """A column of blocks that must be decoded."""
+
+    __slots__ = ("_decoder", "_ends")
 
     def __init__(self, record: np.ndarray, column: Column, decoder: BlockDecoder) -> None:
         super().__init__(record, column)
@@ -154,6 +175,8 @@ class _BlockReader(_ColumnReader):
 
 class _ImageReader(_BlockReader):
     """Numbers in blocks, decoded straight to where they are wanted."""
+
+    __slots__ = ()
 
     def read(self, start: int, rows: int, out: np.ndarray | None) -> FieldValues:
         column = self._column
@@ -179,6 +202,8 @@ class _ImageReader(_BlockReader):
 class _TextReader(_BlockReader):
     """Texts."""
 
+    __slots__ = ()
+
     def read(self, start: int, rows: int, out: np.ndarray | None) -> FieldValues:
         if out is not None:
             raise StoreError(f"out[{self.path!r}]: texts cannot be read into an array")
@@ -194,6 +219,8 @@ class _TextReader(_BlockReader):
 
 class _VaryingImageReader(_BlockReader):
     """Images whose size varies."""
+
+    __slots__ = ()
 
     def read(self, start: int, rows: int, out: np.ndarray | None) -> FieldValues:
         if out is not None:

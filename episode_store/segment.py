@@ -76,6 +76,8 @@ CODED_SCHEMA = pa.schema(
         for field in INDEX_SCHEMA
     ]
 )
+# Decoded columns of an index that are kept.
+_KEPT_COLUMNS = 2
 _MAX_JOURNAL_BYTES = 1 << 30
 _MAX_FILE_BYTES = 1 << 62
 
@@ -234,6 +236,7 @@ class IndexFile:
             self._metadata = self._open(None).metadata
         self.num_rows: int = self._metadata.num_rows
         self._names = frozenset(self._metadata.schema.names)
+        self._kept: dict[str, pa.ChunkedArray] = {}
 
     def read(self, names: Sequence[str]) -> pa.Table:
         """Columns of all rows.
@@ -241,28 +244,38 @@ class IndexFile:
         Raises:
           CorruptionError: a column is missing, of another type, or cannot be decoded.
         """
-        fields = [INDEX_SCHEMA.field(name) for name in names]
         with self._told():
-            table = self._open(self._metadata).read([name for name in names if name in self._names], use_threads=False)
-            columns = []
-            for field in fields:
-                if field.name in self._names:
-                    column = table[field.name]
-                    keeps = pa.types.is_dictionary(column.type) and column.type.value_type == field.type
-                    if keeps:
-                        # Parquet's reader believes the places in a dictionary that a damaged file claims.
-                        column.validate(full=True)
-                    columns.append(column if keeps else column.cast(field.type))
-                elif field.name in _OPTIONAL_COLUMNS:
-                    columns.append(pa.chunked_array([pa.nulls(self.num_rows, field.type)]))
-                else:
-                    raise CorruptionError(f"{self._path}: lacks column {field.name}")
-                if not field.nullable and columns[-1].null_count:
-                    raise CorruptionError(f"{self._path}: {field.name} is missing in a row")
-            result = pa.Table.from_arrays(columns, names=list(names))
-            if result.num_rows != self.num_rows:
+            unknown = [name for name in names if name not in self._kept]
+            decoded = dict(self._kept)
+            if unknown:
+                decoded |= self._decode(unknown)
+            result = pa.Table.from_arrays([decoded[name] for name in names], names=list(names))
+        # The column that chose rows is often asked for again; numbers and codes are small.
+        small = [name for name in names if decoded[name].type not in (pa.string(), pa.bool_())]
+        self._kept = {name: decoded[name] for name in [*self._kept, *small][-_KEPT_COLUMNS:]}
+        return result
+
+    def _decode(self, names: Sequence[str]) -> dict[str, pa.ChunkedArray]:
+        table = self._open(self._metadata).read([name for name in names if name in self._names], use_threads=False)
+        columns = {}
+        for name in names:
+            field = INDEX_SCHEMA.field(name)
+            if name in self._names:
+                column = table[name]
+                keeps = pa.types.is_dictionary(column.type) and column.type.value_type == field.type
+                if keeps:
+                    # Parquet's reader believes the places in a dictionary that a damaged file claims.
+                    column.validate(full=True)
+                columns[name] = column if keeps else column.cast(field.type)
+            elif name in _OPTIONAL_COLUMNS:
+                columns[name] = pa.chunked_array([pa.nulls(self.num_rows, field.type)])
+            else:
+                raise CorruptionError(f"{self._path}: lacks column {name}")
+            if not field.nullable and columns[name].null_count:
+                raise CorruptionError(f"{self._path}: {name} is missing in a row")
+            if len(columns[name]) != self.num_rows:
                 raise CorruptionError(f"{self._path}: its columns differ in length")
-            return result
+        return columns
 
     def _open(self, metadata: pq.FileMetaData | None) -> pq.ParquetFile:
         return pq.ParquetFile(
@@ -400,13 +413,15 @@ def _adopt_records(files: SegmentFiles, end: int) -> tuple[list[dict[str, Any]],
 
 
 def check_blocks(record: Record, header: RecordHeader) -> None:
-    """Compares the checksum of every block of a record.
+    """Compares the checksums of every column of a record and of every block.
 
     Raises:
       CorruptionError: a block was changed.
     """
     for column in header.columns:
         start = column.offset
+        if column_codecs.digest(record[start : start + column.stored_bytes]) != column.digest:
+            raise CorruptionError(f"{column.path}: its checksum does not match")
         for size, checksum in zip(column.block_bytes, column.checksums, strict=True):
             if column_codecs.checksum(record[start : start + size]) != checksum:
                 raise CorruptionError(f"{column.path}: the checksum of a block does not match")

@@ -71,6 +71,26 @@ def field_statistics(store: EpisodeStore, episode_ids: Iterable[str]) -> dict[st
     return {path: range_.to_json() for path, range_ in found.items()}
 
 
+def lossy_statistics(store: EpisodeStore, episode_ids: Iterable[str]) -> dict[str, dict[str, int]]:
+    """The columns that lost something when they were written, as their writer asked; empty where nothing was lost.
+
+    Args:
+      store: to look into.
+      episode_ids: whose headers are read; no frame is.
+
+    Returns:
+      Column -> how many of the episodes lost something there, and the least and the greatest quality.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for episode_id in episode_ids:
+        for path, quality in store.lossy_columns(episode_id).items():
+            column = found.setdefault(path, {"episodes": 0, "min_quality": quality, "max_quality": quality})
+            column["episodes"] += 1
+            column["min_quality"] = min(column["min_quality"], quality)
+            column["max_quality"] = max(column["max_quality"], quality)
+    return found
+
+
 class _Range:
     def __init__(self) -> None:
         self.low, self.high, self.total, self.count = np.inf, -np.inf, 0.0, 0

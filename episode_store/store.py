@@ -9,7 +9,7 @@ import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -34,10 +34,15 @@ from episode_store.segment import INDEX_SCHEMA, SegmentIndex
 from episode_store.spec import FieldValues
 from episode_store.storage import Data, Record, StorePath
 from episode_store.task import TaskSpec
+from episode_store.window_table import WindowDamageError, WindowTable
 
 _LOGGER = logging.getLogger("episode_store")
 # Records kept open for windows of episodes read again and again; bounds a reader's memory.
 _CACHED_RECORDS = 4096
+# A batch that is too small to gain from being gathered.
+_FEW_WINDOWS = 16
+# Episodes of which a reader of batches remembers where they are, in about 300 bytes each.
+_ENTERED_EPISODES = 32_768
 # Of stores up to this size the table is kept; of larger ones so many looked-up ids.
 _KEPT_ROWS = 65_536
 # Data files that are mapped at once: each takes a file descriptor, of which a process has about 1,000.
@@ -45,6 +50,7 @@ _MAPPED_FILES = 256
 # How often a store is read again because its versions changed meanwhile.
 _TRIES = 5
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+_Made = TypeVar("_Made", Episode, "EpisodeWindow")
 # Of a header: the byte ranges of the record that a read needs.
 _Needed = Callable[[RecordHeader], list[tuple[int, int]]]
 
@@ -114,6 +120,9 @@ class EpisodeStore:
         self._rows: dict[str, int] = {}
         self._maps: collections.OrderedDict[str, Data] = collections.OrderedDict()
         self._records: collections.OrderedDict[str, RecordReader] = collections.OrderedDict()
+        # For batches of windows: by segment and task; where each episode is in them.
+        self._tables: dict[tuple[str, str], WindowTable] = {}
+        self._entries: dict[str, tuple[WindowTable | None, int]] = {}
         # Of remote records, whose bytes are not kept.
         self._headers: collections.OrderedDict[int, RecordHeader] = collections.OrderedDict()
         self._decoder = BlockDecoder()
@@ -304,10 +313,39 @@ class EpisodeStore:
         except StoreError as error:
             raise self._told(error, episode_id) from None
 
+    def read_into(self, episode_id: str, out: Mapping[str, np.ndarray]) -> int:
+        """Columns of a whole episode straight into the caller's arrays, the fastest way to read one after the other.
+
+        Args:
+          episode_id: which.
+          out: as for `read`.
+
+        Returns:
+          Its steps T: of an observation the first T + 1 rows were filled, of anything else the first T.
+
+        Raises:
+          StoreError: no such episode or column, or an array of `out` does not fit.
+          CorruptionError: stored bytes do not match their checksum.
+        """
+        record = self._records.get(episode_id) or self._record(
+            episode_id, lambda header: window_ranges(header, 0, header.num_steps, out)
+        )
+        columns, num_steps = record.columns, record.num_steps
+        try:
+            for path, target in out.items():
+                column = columns[path]
+                column.read(0, num_steps + column.more, target)
+        except KeyError:
+            _check_paths(record, out, "out")
+            raise
+        except StoreError as error:
+            raise self._told(error, episode_id) from None
+        return num_steps
+
     def unmap(self) -> None:
         """Lets go of mapped files, so that a process's memory does not grow with what it has read; views stay valid."""
         self._maps.clear()
-        self._records.clear()
+        self._forget_records()
 
     def read_record(self, record: Record, header: RecordHeader) -> Episode:
         """The episode of a record that was found without the index; for `verify`.
@@ -349,10 +387,7 @@ class EpisodeStore:
         record = self._record(episode_id, needed)
         header = record.header
         if start < 0 or length < 1 or start + length > header.num_steps:
-            raise StoreError(
-                f"episode {episode_id}: expected a window inside its {header.num_steps} steps, got "
-                f"[{start}, {start + length})"
-            )
+            raise self._outside(episode_id, header.num_steps, start, length)
         wanted = None
         try:
             if columns is not None:
@@ -364,9 +399,8 @@ class EpisodeStore:
         except StoreError as error:
             raise self._told(error, episode_id) from None
         at_end = start + length == header.num_steps
-        # As its constructor would, which takes as long as reading a window of floats.
-        window = object.__new__(EpisodeWindow)
-        window.__dict__.update(
+        return _make(
+            EpisodeWindow,
             task_id=header.task_id,
             episode_id=episode_id,
             start=start,
@@ -378,7 +412,6 @@ class EpisodeStore:
             terminated=at_end and header.terminated,
             truncated=at_end and header.truncated,
         )
-        return window
 
     def read_windows(self, places: Sequence[tuple[str, int]], length: int, out: Mapping[str, np.ndarray]) -> None:
         """A batch of windows straight into the caller's arrays, the fastest way to read short pieces.
@@ -393,27 +426,98 @@ class EpisodeStore:
           StoreError: no such episode, steps or column, or an array of `out` does not fit.
           CorruptionError: stored bytes do not match their checksum.
         """
-        targets = list(out.items())
-        needed = functools.partial(window_ranges, num_steps=length, wanted=out)
         if length < 1:
             raise StoreError(f"expected windows of at least 1 step, got {length}")
-        for path, target in targets:
-            if len(target) != len(places):
-                raise StoreError(f"out[{path!r}]: expected an array for {len(places)} windows, got {len(target)}")
-        for number, (episode_id, start) in enumerate(places):
-            record = self._record(episode_id, functools.partial(needed, start=start))
-            if not 0 <= start <= record.header.num_steps - length:
+        for path, target in out.items():
+            if not isinstance(target, np.ndarray) or len(target) != len(places):
+                got = len(target) if isinstance(target, np.ndarray) else type(target).__name__
+                raise StoreError(f"out[{path!r}]: expected an array for {len(places)} windows, got {got}")
+        if len(places) < _FEW_WINDOWS:
+            for number, (episode_id, start) in enumerate(places):
+                self._fill_window(episode_id, start, length, out, number)
+            return
+        entries = self._entries
+        entered = [entries.get(episode_id) or self._enter(episode_id) for episode_id, _ in places]
+        starts = np.array([start for _, start in places])
+        rows = np.array([row for _, row in entered])
+        tables = {table for table, _ in entered}
+        for table in tables:
+            numbers = None if len(tables) == 1 else np.array([n for n, (one, _) in enumerate(entered) if one is table])
+            gathered = [path for path in out if table is not None and table.gathers(path, length)]
+            if table is not None and gathered:
+                self._gather(table, numbers, rows, starts, length, {path: out[path] for path in gathered})
+            others = {path: target for path, target in out.items() if path not in gathered}
+            if others:
+                for number in range(len(places)) if numbers is None else numbers:
+                    self._fill_window(*places[number], length, others, number)
+
+    def _gather(
+        self,
+        table: WindowTable,
+        numbers: np.ndarray | None,
+        rows: np.ndarray,
+        starts: np.ndarray,
+        length: int,
+        out: Mapping[str, np.ndarray],
+    ) -> None:
+        """Reads windows of one table's episodes into elements `numbers` of the batch, all by default."""
+        if numbers is not None:
+            rows, starts = rows[numbers], starts[numbers]
+        outside = (starts < 0) | (starts + length > table.num_steps[rows])
+        if outside.any():
+            wrong = int(outside.argmax())
+            raise self._outside(table.ids[rows[wrong]], int(table.num_steps[rows[wrong]]), int(starts[wrong]), length)
+        try:
+            gathered = table.read(list(out), rows, starts, length)
+        except WindowDamageError as error:
+            raise self._told(CorruptionError(str(error)), error.episode_id) from None
+        for (path, target), values in zip(out.items(), gathered, strict=True):
+            if target.dtype != values.dtype or target.shape[1:] != values.shape[1:] or not target.flags.writeable:
                 raise StoreError(
-                    f"episode {episode_id}: expected a window inside its {record.header.num_steps} steps, got "
-                    f"[{start}, {start + length})"
+                    f"out[{path!r}]: expected a writeable {values.dtype} array {(len(target), *values.shape[1:])}, "
+                    f"got {target.dtype} {target.shape}"
                 )
-            try:
-                _check_paths(record, out, "out")
-                for path, target in targets:
-                    column = record.columns[path]
-                    column.read(start, length + column.more, target[number])
-            except StoreError as error:
-                raise self._told(error, episode_id) from None
+            if numbers is None:
+                target[...] = values
+            else:
+                target[numbers] = values
+
+    def _fill_window(
+        self, episode_id: str, start: int, length: int, out: Mapping[str, np.ndarray], number: int
+    ) -> None:
+        """Reads a window into element `number` of the batch."""
+        needed = functools.partial(window_ranges, start=start, num_steps=length, wanted=out)
+        record = self._record(episode_id, needed)
+        if not 0 <= start <= record.header.num_steps - length:
+            raise self._outside(episode_id, record.header.num_steps, start, length)
+        _check_paths(record, out, "out")
+        try:
+            for path, target in out.items():
+                record.columns[path].read_into(start, length, target, number)
+        except StoreError as error:
+            raise self._told(error, episode_id) from None
+
+    def _enter(self, episode_id: str) -> tuple[WindowTable | None, int]:
+        """The table of an episode's windows and its row there; no table where it is remote."""
+        record = self._record(episode_id, _no_rows)
+        index, offset, _ = self._index.place(self._row(episode_id))
+        data = self._maps.get(index.files.name)
+        if not isinstance(data, np.ndarray):
+            return None, 0
+        if len(self._entries) >= _ENTERED_EPISODES:
+            self._entries.clear()
+            self._tables.clear()
+        key = index.files.name, record.header.task_id
+        table = self._tables.get(key) or self._tables.setdefault(key, WindowTable(data, record.header))
+        row = table.add(record.header, offset)
+        entry = (None, 0) if row is None else (table, row)
+        self._entries[episode_id] = entry
+        return entry
+
+    def _outside(self, episode_id: str, num_steps: int, start: int, length: int) -> StoreError:
+        return StoreError(
+            f"episode {episode_id}: expected a window inside its {num_steps} steps, got [{start}, {start + length})"
+        )
 
     def read_metadata(self, episode_id: str) -> EpisodeMetadata:
         """Where an episode comes from, without reading its columns."""
@@ -569,8 +673,14 @@ class EpisodeStore:
             # The records hold their files open: half of the files go at once, so that this is rare.
             for _ in range(_MAPPED_FILES // 2):
                 self._maps.popitem(last=False)
-            self._records.clear()
+            self._forget_records()
         return data
+
+    def _forget_records(self) -> None:
+        """Lets go of everything that holds mapped files open."""
+        self._records.clear()
+        self._tables.clear()
+        self._entries.clear()
 
     def _parse(self, row: int, record: Record, size: int) -> RecordHeader:
         try:
@@ -600,16 +710,24 @@ def _episode(record: RecordReader, out: Mapping[str, np.ndarray]) -> Episode:
     """All of a record."""
     header = record.header
     observations, actions, rewards, step_columns = record.read(0, header.num_steps, None, out)
-    return Episode(
+    return _make(
+        Episode,
         task_id=header.task_id,
         observations=observations,
         actions=actions,
-        rewards=rewards["rewards"],  # type: ignore[arg-type]
+        rewards=rewards["rewards"],
         terminated=header.terminated,
         truncated=header.truncated,
-        step_columns=step_columns,  # type: ignore[arg-type]
+        step_columns=step_columns,
         metadata=record.metadata,
     )
+
+
+def _make(kind: type[_Made], **attributes: Any) -> _Made:
+    """As a frozen dataclass's own constructor would, which takes as long as reading a window of floats."""
+    made = object.__new__(kind)
+    made.__dict__.update(attributes)
+    return made
 
 
 def _check_paths(record: RecordReader, names: Mapping[str, Any], where: str) -> None:

@@ -124,13 +124,19 @@ class EpisodeWriter:
             encoded: Mapping[str, EncodedColumn] = {}
             if self._lossy_images is not None:
                 episode, encoded = lossy.with_lossy_images(episode, task, self._lossy_images)
-            content_hash = episode.content_hash()
+            content_hash, digests = episode.hash_content()
             metadata_json = encode_metadata(episode.metadata, f"episode of {episode.task_id}")
             episode_id = episode.episode_id(content_hash, metadata_json)
             if episode_id in self._known:
                 return episode_id
             record = self._encoder.encode(
-                episode, task, content_hash, episode_id, metadata_json=metadata_json, encoded=encoded
+                episode,
+                task,
+                content_hash,
+                episode_id,
+                metadata_json=metadata_json,
+                digests=digests,
+                encoded=encoded,
             )
         except EpisodeError as error:
             if self._on_invalid == "raise":
@@ -161,8 +167,10 @@ class EpisodeWriter:
             if self._open is None:
                 with self._disk_told():
                     self._open = _OpenSegment(self._path, sync=self._sync)
-            with self._disk_told():
+            try:
                 self._open.append(record, row)
+            except OSError as error:
+                raise self._told(error) from error
             self._known.add(episode_id)
             if self._open.data_bytes >= MAX_SEGMENT_BYTES or self._open.num_rows >= MAX_SEGMENT_EPISODES:
                 self._seal()
@@ -201,16 +209,19 @@ class EpisodeWriter:
         try:
             yield
         except OSError as error:
-            if error.errno in _FULL:
-                problem, remedy = "no space left on the disk", "free some space"
-            elif error.errno in _FORBIDDEN:
-                problem, remedy = "it cannot be written", "allow writing to it"
-            else:
-                raise
-            raise StoreError(
-                f"store {self._path}: {problem} ({os.strerror(error.errno)}); every episode already in the store is "
-                f"safe; {remedy} and run the same command again"
-            ) from error
+            raise self._told(error) from error
+
+    def _told(self, error: OSError) -> Exception:
+        if error.errno in _FULL:
+            problem, remedy = "no space left on the disk", "free some space"
+        elif error.errno in _FORBIDDEN:
+            problem, remedy = "it cannot be written", "allow writing to it"
+        else:
+            return error
+        return StoreError(
+            f"store {self._path}: {problem} ({os.strerror(error.errno)}); every episode already in the store is "
+            f"safe; {remedy} and run the same command again"
+        )
 
     def _check_usable(self) -> None:
         if self._closed:
@@ -272,7 +283,7 @@ class _OpenSegment:
     def append(self, record: list[Any], row: dict[str, Any]) -> None:
         """Writes the record, then its journal line; on any error or interrupt both files are as they were."""
         before = self.data_bytes, self._journal_bytes, len(self._rows)
-        record_bytes = sum(memoryview(part).nbytes for part in record)
+        record_bytes = sum(map(len, record))
         row = {**row, "offset": self.data_bytes, "record_bytes": record_bytes}
         line = checked_json.encode_line(row)
         try:
@@ -284,7 +295,8 @@ class _OpenSegment:
                 os.fdatasync(self._journal)
             self.data_bytes += record_bytes
             self._journal_bytes += len(line)
-            self._rows.append({**row, "segment": self.files.name})
+            row["segment"] = self.files.name
+            self._rows.append(row)
         except BaseException:
             # Also when the user interrupts: what follows must not land behind half a record.
             self.data_bytes, self._journal_bytes, num_rows = before
@@ -343,15 +355,20 @@ def recover(path: str | Path) -> list[str]:
 
 
 def _write(descriptor: int, *parts: Any) -> None:
-    """Writes buffers one after the other without joining them; the kernel may take less than it is given."""
+    """Writes buffers of bytes one after the other without joining them; the kernel may take less than it is given."""
     for start in range(0, len(parts), _MOST_PARTS):
-        views = [memoryview(part) for part in parts[start : start + _MOST_PARTS] if len(part)]
-        while views:
+        some = parts[start : start + _MOST_PARTS]
+        written = os.writev(descriptor, some)
+        if written == sum(map(len, some)):
+            continue
+        views = [memoryview(part) for part in some if len(part)]
+        while True:
+            while views and written >= len(views[0]):
+                written -= len(views.pop(0))
+            if not views:
+                break
+            views[0] = views[0][written:]
             written = os.writev(descriptor, views)
-            while views and written >= views[0].nbytes:
-                written -= views.pop(0).nbytes
-            if written:
-                views[0] = views[0][written:]
 
 
 def _append_file(path: Path, line: bytes) -> None:

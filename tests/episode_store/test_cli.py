@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from episode_store.cli import main
-from episode_store.testing import StoreContract
+from episode_store.spec import ArraySpec, Modality
+from episode_store.task import TaskSpec
+from episode_store.testing import StoreContract, random_episode
+from episode_store.writer import EpisodeWriter
 
 
 class _Contract(StoreContract):
@@ -143,6 +147,29 @@ def test_stats_by_agent_and_by_field(store: Path, capsys: pytest.CaptureFixture[
     text = capsys.readouterr().out
     assert "mean return" in text
     assert "observations/mission" in text
+
+
+def test_stats_tell_lossy_columns(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which, of which quality, in how many episodes; nothing where all is as it was given."""
+    assert run(capsys, "stats", "--store", store)["lossy_columns"] == {}
+    task = TaskSpec(
+        task_id="Camera-v0",
+        observation_spec={"image": ArraySpec(modality=Modality.IMAGE, shape=(16, 16, 3), dtype="uint8")},
+        action_spec={},
+    )
+    rng = np.random.default_rng(0)
+    for quality in (None, 60, 80):
+        with EpisodeWriter(tmp_path / "camera", lossy_images=quality) as writer:
+            writer.add_task(task)
+            writer.add_episode(random_episode(task, rng, 4))
+    expected = {"episodes": 2, "min_quality": 60, "max_quality": 80}
+    result = run(capsys, "stats", "--store", tmp_path / "camera")
+    assert result["lossy_columns"] == {"Camera-v0": {"observations/image": expected}}
+    assert main(["stats", "--store", str(tmp_path / "camera")]) == 0
+    line = "Camera-v0: observations/image: lossy WebP of quality 60 to 80 in 2 of 3 episodes, as their writer was asked"
+    assert line in capsys.readouterr().out.splitlines()
+    (column,) = run(capsys, "stats", "--store", tmp_path / "camera", "--episodes", 2)["lossy_columns"].values()
+    assert column["observations/image"]["episodes"] in (1, 2)
 
 
 def test_delete_list_restore_compact(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,10 +29,10 @@ def _stored(data: bytes) -> np.ndarray:
 
 
 def test_block_sizes() -> None:
-    """About 8 KiB of numbers; 32 frames, fewer of huge ones; never none."""
-    assert raw_block_rows(4) == 2048
+    """About 2 KiB of numbers; 32 frames, fewer of huge ones; never none."""
+    assert raw_block_rows(4) == 512
     assert raw_block_rows(100_000) == 1
-    assert raw_block_rows(0) == 8_192
+    assert raw_block_rows(0) == 2_048
     assert image_block_rows(210 * 160 * 3) == 32
     assert image_block_rows(1080 * 1920 * 3) == 5
     assert image_block_rows(1 << 28) == 1

@@ -51,11 +51,12 @@ def read_record(data: bytes, start: int) -> dict[str, Any]:
     position += metadata_bytes
     columns = {}
     for _ in range(num_columns):
-        group, codec, axes, dtype_bytes, name_bytes, quality, rows, block_rows, num_blocks, offset, size = (
-            struct.unpack_from("<BBBBHHIIIQQ", data, position)
+        group, codec, axes, dtype_bytes, name_bytes, quality, rows, block_rows, num_blocks, offset, size, whole = (
+            struct.unpack_from("<BBBBHHIIIQQ16s", data, position)
         )
         assert quality == 0
-        position += 36
+        assert xxhash.xxh3_128_digest(data[start + offset : start + offset + size]) == whole
+        position += 52
         name = data[position : position + name_bytes].decode()
         position += name_bytes
         dtype = data[position : position + dtype_bytes].decode()
@@ -207,7 +208,7 @@ def test_the_trial_chooses_the_codec(tmp_path: Path, kind: str, codec: int) -> N
     # The second column's codec: after the fixed part, task id, metadata and the entry of the rewards.
     data = file.read_bytes()
     task_bytes, _, metadata_bytes = struct.unpack_from("<HHI", data, 64 + 72)
-    entry = 64 + 80 + task_bytes + metadata_bytes + 36 + len("rewards") + len("<f8") + 12
+    entry = 64 + 80 + task_bytes + metadata_bytes + 52 + len("rewards") + len("<f8") + 12
     assert data[entry : entry + 2] == bytes([0, codec])
     store = EpisodeStore.open(tmp_path)
     window = store.read_window(episode_id, 14, 5, columns=["observations/image"])

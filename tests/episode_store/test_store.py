@@ -212,6 +212,9 @@ def test_reading_into_given_arrays(tmp_path: Path) -> None:
         found = store.read(episode_id, out=out)
         assert_episodes_equal(found, episode)
         assert np.shares_memory(found.rewards, out["rewards"])
+        for values in out.values():
+            values[...] = 0
+        assert store.read_into(episode_id, out) == episode.num_steps
         for path, values in arrays.items():
             np.testing.assert_array_equal(out[path][: len(values)], values)
         start, length = episode.num_steps // 2, 1
@@ -234,14 +237,79 @@ def test_reading_into_given_arrays(tmp_path: Path) -> None:
         for bad in (short, frozen, np.zeros(episode.num_steps, np.float32), np.zeros((episode.num_steps, 1))):
             with pytest.raises(StoreError, match=r"out\['rewards'\]: expected a writeable contiguous float64 array"):
                 store.read(episode_id, out={"rewards": bad})
+            with pytest.raises(StoreError, match=r"out\['rewards'\]: expected"):
+                store.read_into(episode_id, {"rewards": bad})
         with pytest.raises(StoreError, match="out: no column 'reward'; did you mean 'rewards'"):
             store.read(episode_id, out={"reward": short})
+        with pytest.raises(StoreError, match="out: no column 'reward'; did you mean 'rewards'"):
+            store.read_into(episode_id, {"reward": short})
         with pytest.raises(StoreError, match="out: no column 'reward'"):
             store.read_windows([(episode_id, 0)], 1, {"reward": np.zeros((1, 1))})
         with pytest.raises(StoreError, match="expected an array for 1 windows, got 2"):
             store.read_windows([(episode_id, 0)], 1, {"rewards": np.zeros((2, 1))})
         with pytest.raises(StoreError, match="expected a window inside"):
             store.read_windows([(episode_id, 1)], episode.num_steps, {"rewards": np.zeros((1, episode.num_steps))})
+
+
+def test_a_large_batch_of_windows(tmp_path: Path) -> None:
+    """Of several segments, tasks whose columns have equal names, and columns that must be decoded: as one by one."""
+    tasks = example_tasks()
+    for segment in range(2):
+        with EpisodeWriter(tmp_path) as writer:
+            for task in tasks.values():
+                writer.add_task(task)
+                writer.add_episode(random_episode(task, np.random.default_rng(segment), num_steps=700))
+                writer.add_episode(random_episode(task, np.random.default_rng(9 + segment), num_steps=40))
+    store = EpisodeStore.open(tmp_path)
+    rng = np.random.default_rng(0)
+    for task_id, task in tasks.items():
+        ids = store.table(task_id, columns=["episode_id", "num_steps"]).to_pylist()
+        places = [(row["episode_id"], int(rng.integers(row["num_steps"] - 32 + 1))) for row in ids for _ in range(12)]
+        window = store.read_window(*places[0], 32)
+        columns = {f"observations/{name}": values for name, values in window.observations.items()}
+        columns |= {f"actions/{name}": values for name, values in window.actions.items()} | {"rewards": window.rewards}
+        batch = {
+            path: np.zeros((len(places), *values.shape), values.dtype)
+            for path, values in columns.items()
+            if isinstance(values, np.ndarray)
+        }
+        store.read_windows(places, 32, batch)
+        for number, (episode_id, start) in enumerate(places):
+            window = store.read_window(episode_id, start, 32)
+            np.testing.assert_array_equal(batch["rewards"][number], window.rewards)
+            for name in task.observation_spec:
+                if f"observations/{name}" in batch:
+                    np.testing.assert_array_equal(batch[f"observations/{name}"][number], window.observations[name])
+            for name in task.action_spec:
+                if f"actions/{name}" in batch:
+                    np.testing.assert_array_equal(batch[f"actions/{name}"][number], window.actions[name])
+        short = next(row["episode_id"] for row in ids if row["num_steps"] == 40)
+        with pytest.raises(StoreError, match="expected a window inside its 40 steps, got \\[9, 41\\)"):
+            store.read_windows([*places, (short, 9)], 32, {"rewards": np.zeros((len(places) + 1, 32))})
+        with pytest.raises(StoreError, match=r"out\['rewards'\]: expected a writeable float64 array"):
+            store.read_windows(places, 32, {"rewards": np.zeros((len(places), 31))})
+
+
+def test_a_changed_bit_in_a_large_batch(tmp_path: Path) -> None:
+    """The windows that hold it are refused with the episode's name, the others are read."""
+    task = example_tasks()["Robot-v1"]
+    with EpisodeWriter(tmp_path) as writer:
+        writer.add_task(task)
+        episodes = [random_episode(task, np.random.default_rng(seed), num_steps=900) for seed in range(3)]
+        ids = [writer.add_episode(episode) for episode in episodes]
+    (file,) = (tmp_path / "segments").glob("*.data")
+    store = EpisodeStore.open(tmp_path)
+    (rewards,) = [column for column in store.columns(ids[1]) if column.path == "rewards"]
+    damaged = bytearray(file.read_bytes())
+    record = damaged.index(bytes.fromhex(ids[1])) - 32
+    damaged[record + rewards.offset + 8 * 600] ^= 1
+    file.write_bytes(damaged)
+    store = EpisodeStore.open(tmp_path)
+    batch = {"rewards": np.zeros((40, 8))}
+    store.read_windows([(ids[number % 3], 10 + number) for number in range(40)], 8, batch)
+    np.testing.assert_array_equal(batch["rewards"][1], episodes[1].rewards[11:19])
+    with pytest.raises(CorruptionError, match=f"episode {ids[1]} of Robot-v1.*rewards: the checksum of block 2 does"):
+        store.read_windows([(ids[number % 3], 580) for number in range(40)], 32, {"rewards": np.zeros((40, 32))})
 
 
 def test_views_stay_when_files_are_unmapped(tmp_path: Path) -> None:
