@@ -1,7 +1,8 @@
 """Whether the memory of a writer and of a reader grows with the number of episodes; each is a process of its own.
 
 The small set is larger than what is kept on purpose: a writer keeps the rows of the segment that it fills (65,536 at
-most) and seals it with them, a reader keeps the 4,096 records that it read lately. What grows is 32 bytes an id.
+most) and seals it with them, a reader keeps the 4,096 records that it read lately. What grows is the index: 32 bytes an
+episode for a writer, 56 for a reader.
 """
 
 from __future__ import annotations

@@ -305,7 +305,8 @@ class ArrowZstd(ArrowRaw):
             batch = self._batch(base + part)
             low, high = max(start, 32 * part), min(stop, 32 * part + 32)
             for name, values in batch.items():
-                out[name][low - start : high - start] = values[low - 32 * part : high - 32 * part]
+                end = min(high, start + len(out[name]))
+                out[name][low - start : end - start] = values[low - 32 * part : end - 32 * part]
 
 
 class Parquet(Peer):
@@ -493,7 +494,8 @@ class Mds(_TableOfSteps):
         first = self.first(number, start)
         for row in range(steps + 1):
             for name, value in self.dataset[first + row].items():
-                out[name][row] = value
+                if row < len(out[name]):
+                    out[name][row] = value
 
 
 class ArrayRecord(Peer):
@@ -694,7 +696,8 @@ class LeRobot(_TableOfSteps):
                 value = frame[theirs].numpy()
                 if value.ndim == 3:
                     value = (np.moveaxis(value, 0, -1) * 255).round()
-                out[name][row] = value.reshape(out[name].shape[1:])
+                if row < len(out[name]):
+                    out[name][row] = value.reshape(out[name].shape[1:])
 
 
 PEERS: dict[str, Callable[[Data, Path], Peer]] = {

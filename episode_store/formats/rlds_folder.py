@@ -29,6 +29,7 @@ _SHARD = re.compile(
     r"(?P<name>.+)-(?P<split>[^-]+)\.(?P<format>tfrecord|array_record)-(?P<index>\d+)-of-(?P<count>\d+)"
 )
 _MAX_SHARDS = 1 << 20
+_MAX_MISSING_TOLD = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -200,7 +201,8 @@ def _split_shards(
     count = len(lengths)
     if count > _MAX_SHARDS:
         raise UserError(f"{path / INFO_FILE}: {count} shards, expected at most {_MAX_SHARDS}")
-    shards = []
+    shards: list[Shard] = []
+    missing: list[Shard] = []
     for index, length in enumerate(lengths):
         values = {
             "{DATASET}": str(info["name"]),
@@ -216,12 +218,19 @@ def _split_shards(
         if "/" in name or "\\" in name or "\0" in name or name in ("", ".", ".."):
             raise UserError(f"{path / INFO_FILE}: shard name {layout.shorten(name)!r} leaves the folder")
         shard = Shard(path=path / name, split=str(split["name"]), file_format=file_format, num_records=length)
-        if shard.path.is_file():
-            shards.append(shard)
-        else:
-            what = f"missing: {length} episodes of split {shard.split} are lost"
-            findings.append(Finding(severity="error", where=name, what=what, remedy="copy the set again"))
+        (shards if shard.path.is_file() else missing).append(shard)
+    if len(missing) > _MAX_MISSING_TOLD:
+        # As when someone copied only the first shards of a large set.
+        lost = sum(shard.num_records or 0 for shard in missing)
+        findings.append(_missing(missing[0], f", and {len(missing) - 1} more of {count} shards", lost))
+    else:
+        findings += [_missing(shard, "", shard.num_records or 0) for shard in missing]
     return shards
+
+
+def _missing(shard: Shard, others: str, lost: int) -> Finding:
+    what = f"missing{others}: {lost} episodes of split {shard.split} are lost"
+    return Finding(severity="error", where=shard.path.name, what=what, remedy="copy the set again")
 
 
 def _found_shards(path: Path) -> list[Shard]:

@@ -314,7 +314,7 @@ class RldsImporter(SingleTaskImporter):
         if plan.reward is not None:
             rewards = np.asarray(self._decode(plan.reward, example, rows), np.float64).reshape(rows)[:num_steps]
         terminated, truncated = self._end(flags)
-        step_columns = self._step_columns(example, rows, num_steps)
+        step_columns, beyond = self._step_columns(example, rows, num_steps)
         if self._ours:
             return self._own_episode(example, observations, actions, rewards, step_columns, terminated)
         if not is_padding:
@@ -324,10 +324,8 @@ class RldsImporter(SingleTaskImporter):
                 "repeated; --option last_step=padding drops such a last action instead",
             )
         else:
-            self._losses.add(
-                "action and reward of the last step", "zeros without meaning, as RLDS has it: the step is o_T only"
-            )
-            self._tell_dropped_numbers(example, rows)
+            why = "zeros without meaning, as RLDS has it" if plan.last_step == "auto" else "dropped as last_step says"
+            self._losses.add("action and reward of the last step", f"{why}: the step is o_T only")
         return Episode(
             task_id=self._task.task_id,
             observations=observations,
@@ -336,7 +334,7 @@ class RldsImporter(SingleTaskImporter):
             terminated=terminated,
             truncated=truncated,
             step_columns=step_columns,
-            metadata=self._metadata(example, record, index, is_padding),
+            metadata=self._metadata(example, record, index, is_padding, beyond),
         )
 
     def _decode(self, leaf: Leaf, example: Mapping[str, FeatureValues], rows: int) -> Any:
@@ -390,30 +388,40 @@ class RldsImporter(SingleTaskImporter):
             add("truncation", "RLDS has no flag for it: taken as truncated where is_terminal is not set")
         return terminated, not terminated
 
-    def _step_columns(self, example: Mapping[str, FeatureValues], rows: int, num_steps: int) -> dict[str, np.ndarray]:
-        columns = {}
+    def _step_columns(
+        self, example: Mapping[str, FeatureValues], rows: int, num_steps: int
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Step columns, and as JSON what the final observation's step has of them: a column has no row for that."""
+        columns: dict[str, np.ndarray] = {}
+        beyond: dict[str, Any] = {}
         for name, leaf in self._plan.step_columns.items():
             keys = (leaf.key, f"{leaf.key}/value", f"{leaf.key}/ragged_row_lengths_0")
-            if any(key in example for key in keys):
-                columns[name] = self._decode(leaf, example, rows)[:num_steps]
+            if not any(key in example for key in keys):
+                continue
+            values = self._decode(leaf, example, rows)
+            columns[name] = values[:num_steps]
+            if values[num_steps:].any():
+                if values[0].size > _MAX_METADATA_NUMBERS:
+                    self._losses.add(
+                        f"{name} of the last step",
+                        f"more than {_MAX_METADATA_NUMBERS} numbers that belong to no action: left out",
+                    )
+                else:
+                    beyond[name] = _as_json(values[num_steps])
         discount = self._plan.discount
         if discount is not None and not self._ours and discount.key in example:
             values = np.asarray(self._decode(discount, example, rows)).reshape(rows)
             if not np.isin(values, (0, 1)).all() or not values[:-2].all():
                 columns["discount"] = values[:num_steps]
-        return columns
-
-    def _tell_dropped_numbers(self, example: Mapping[str, FeatureValues], rows: int) -> None:
-        for name, leaf in self._plan.step_columns.items():
-            if leaf.key in example:
-                last = np.asarray(self._decode(leaf, example, rows))[-1]
-                if last.any():
-                    self._losses.add(
-                        f"{name} of the last step", "facts of a step go with its action; the final observation has none"
-                    )
+        return columns, beyond
 
     def _metadata(
-        self, example: Mapping[str, FeatureValues], record: Record, index: int, is_padding: bool
+        self,
+        example: Mapping[str, FeatureValues],
+        record: Record,
+        index: int,
+        is_padding: bool,
+        beyond: Mapping[str, Any],
     ) -> EpisodeMetadata:
         facts = {}
         for leaf in self._folder.features.episode:
@@ -433,6 +441,7 @@ class RldsImporter(SingleTaskImporter):
                 "split": split,
                 "source": record.where,
                 "last_step": "padding" if is_padding else "real",
+                **({"last_step_columns": beyond} if beyond else {}),
                 "episode": facts,
             },
         )
@@ -449,9 +458,7 @@ class RldsImporter(SingleTaskImporter):
             self._losses.add(f"field {leaf.name}", f"more than {_MAX_METADATA_NUMBERS} values an episode: left out")
             return None
         if isinstance(values, np.ndarray):
-            items = [value if math.isfinite(value) else str(value) for value in values.tolist()]
-            if leaf.dtype == "bool":
-                items = [bool(item) for item in items]
+            items = _as_json(values.astype(bool) if leaf.dtype == "bool" else values)
         else:
             items = [bytes(item).decode("utf-8", "replace") for item in values]
         return items[0] if not leaf.shape and len(items) == 1 else items
@@ -488,6 +495,14 @@ class RldsImporter(SingleTaskImporter):
                 "content hash", f"differs from the exported episode's: the export lost digits (see {INFO_FILE})"
             )
         return dataclasses.replace(episode, task_id=self._task.task_id)
+
+
+def _as_json(values: np.ndarray) -> Any:
+    """Numbers as JSON holds them: a list, in lists for each axis, or one number; what is not finite as text."""
+    if values.ndim:
+        return [_as_json(value) for value in values]
+    number = values.item()
+    return number if math.isfinite(number) else str(number)
 
 
 def _jpeg_fields(plan: _Plan, example: Mapping[str, FeatureValues]) -> list[str]:

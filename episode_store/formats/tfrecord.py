@@ -24,6 +24,8 @@ from episode_store.formats.format import need, one_line
 _LENGTH = struct.Struct("<Q")
 _CHECKSUM = struct.Struct("<I")
 _HEADER_BYTES = 12
+# How files of gzip and of zlib begin.
+_COMPRESSED = (b"\x1f\x8b", b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
 # What the ArrayRecord package raises for files that were cut or changed.
 _ARRAY_RECORD_ERRORS = (ValueError, RuntimeError, IndexError)
 
@@ -75,6 +77,8 @@ class TFRecordReader:
                 raise TruncatedShard(f"{where}: the file ends inside the record's header")
             length_bytes = data[position : position + 8]
             if masked_crc32c(length_bytes) != _CHECKSUM.unpack_from(data, position + 8)[0]:
+                if not position and bytes(data[:2]) in _COMPRESSED:
+                    raise TruncatedShard(f"{where}: a compressed file, which tensorflow-datasets does not read either")
                 raise TruncatedShard(
                     f"{where}: the checksum of the record's length does not match; nothing after it can be found"
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +324,17 @@ def test_an_export_never_replaces_and_leaves_nothing_half_done(tmp_path: Path, m
 # --- sets of strangers ---
 
 
+@pytest.mark.parametrize("compress", [gzip.compress, zlib.compress])
+def test_a_compressed_shard_is_called_so(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
+    rng = np.random.default_rng(0)
+    source = write_set(tmp_path / "set", ROBOT, {"train": [[robot_example(rng, 3)], [robot_example(rng, 4)]]})
+    shard = min(source.glob("*.tfrecord-*"))
+    shard.write_bytes(compress(shard.read_bytes()))
+    episodes, report = read_set(source, tmp_path)
+    assert len(episodes) == 1
+    assert any("a compressed file" in finding.what for finding in report.findings)
+
+
 def test_a_robot_set_is_imported_step_by_step(tmp_path: Path) -> None:
     """Open X-Embodiment style: images, language, real last actions, no final observation."""
     rng = np.random.default_rng(0)
@@ -374,7 +387,11 @@ def test_padding_in_the_last_step_is_dropped_and_nothing_else(tmp_path: Path) ->
     episodes, report = read_set(source, tmp_path)
     assert [episode.num_steps for episode in episodes] == [3] * 33 + [4]
     assert told(report)["action and reward of the last step"] == 33
-    assert told(report)["language_embedding of the last step"] == 33
+    # A step column has no row for the final observation.
+    embedding = padded[0]["steps/language_embedding"].reshape(4, -1)
+    assert episodes[0].step_columns["language_embedding"].tobytes() == embedding[:3].tobytes()
+    kept = episodes[0].metadata.environment_config["last_step_columns"]["language_embedding"]
+    assert np.array(kept, np.float32).tobytes() == embedding[3].tobytes()
     assert told(report)["final observation"] == 1
     assert episodes[0].observations["state"].tobytes() == padded[0]["steps/observation/state"].tobytes()
     assert episodes[0].actions["action"].tobytes() == padded[0]["steps/action"][:9].tobytes()
@@ -581,6 +598,17 @@ def test_a_cut_between_records_and_a_lost_shard_are_noticed(robots: Path) -> Non
         (SECOND, "missing: 2 episodes of split train are lost"),
         (FIRST, "dataset_info.json says 2 records, 1 were found"),
     ]
+
+
+def test_a_part_of_a_large_set_is_told_in_one_line(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    source = write_set(tmp_path / "set", ROBOT, {"train": [[robot_example(rng, 3)] for _ in range(12)]})
+    shards = sorted(source.glob("*.tfrecord-*"))
+    for shard in shards[2:]:
+        shard.unlink()
+    what = "missing, and 9 more of 12 shards: 10 episodes of split train are lost"
+    assert errors(source) == [(shards[2].name, what)]
+    assert len(read_set(source, tmp_path)[0]) == 2
 
 
 def test_no_changed_bit_of_a_shard_goes_unnoticed(robots: Path, tmp_path: Path) -> None:

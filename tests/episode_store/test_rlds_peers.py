@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from episode_store.formats import transfer
 from episode_store.spec import ArraySpec, Modality
 from episode_store.store import EpisodeStore
 from episode_store.task import TaskSpec
-from episode_store.testing import assert_episodes_equal, random_episode
+from episode_store.testing import assert_episodes_equal, example_tasks, random_episode
 from episode_store.writer import EpisodeWriter
 
 pytestmark = pytest.mark.peers
@@ -43,16 +42,6 @@ TASK = TaskSpec(
     action_spec={"action": ArraySpec(modality=Modality.DISCRETE, dtype="int64", num_values=(400,))},
     licence="CC-BY-4.0",
 )
-
-
-@pytest.fixture(name="tfds", scope="module")
-def _tfds() -> Any:
-    os.environ.update(CUDA_VISIBLE_DEVICES="", TF_CPP_MIN_LOG_LEVEL="3")
-    import tensorflow as tf
-    import tensorflow_datasets
-
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    return tensorflow_datasets
 
 
 @pytest.fixture(name="store", scope="module")
@@ -112,6 +101,34 @@ def test_tfds_reads_our_set_bit_by_bit(tfds: Any, store: EpisodeStore, tmp_path:
         assert metadata["agent_id"] == b"a"
         seen.add(metadata["episode_id"].decode())
     assert seen == set(store.episode_ids)
+
+
+def test_tfds_reads_images_whose_size_varies(tfds: Any, tmp_path: Path) -> None:
+    """Album-v0: its pictures become `Image(shape=(None, None, 3))`."""
+    task = example_tasks()["Album-v0"]
+    with EpisodeWriter(tmp_path / "store") as writer:
+        writer.add_task(task)
+        for length in (3, 5):
+            writer.add_episode(random_episode(task, np.random.default_rng(length), length))
+    store = EpisodeStore.open(tmp_path / "store")
+    builder = tfds.builder_from_directory(
+        str(formats.export_task("rlds", store, task.task_id, tmp_path / "out").destination)
+    )
+    features = builder.info.features["steps"].feature
+    assert features["observation"]["picture"].shape == (None, None, 3)
+    assert features["action"]["crop"].shape == (None, None, 1)
+    num_episodes = 0
+    for example in builder.as_dataset(split="train"):
+        episode = store.read(example["episode_metadata"]["episode_id"].numpy().decode())
+        steps = list(example["steps"].as_numpy_iterator())
+        pictures = episode.observations["picture"]
+        assert len({picture.shape for picture in pictures}) > 1
+        for step, picture in zip(steps, pictures, strict=True):
+            np.testing.assert_array_equal(step["observation"]["picture"], picture)
+        for step, crop in zip(steps, episode.actions["crop"], strict=False):
+            np.testing.assert_array_equal(step["action"]["crop"], crop)
+        num_episodes += 1
+    assert num_episodes == 2
 
 
 def test_as_data_source_reads_our_array_records(tfds: Any, store: EpisodeStore, tmp_path: Path) -> None:
