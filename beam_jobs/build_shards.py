@@ -12,6 +12,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import pickle
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,34 +41,53 @@ _MOST_REFERENCES = 4_096
 
 
 def build_pipeline(pipeline: beam.Pipeline, job: Job) -> None:
-    """The whole job, from blocks of episodes to dataset.json."""
+    """The whole job, to dataset.json."""
+    start = pipeline | beam.Impulse()
     _ = (
-        pipeline
-        | "Blocks" >> beam.Create(job.blocks(), reshuffle=False)
-        | "SpreadKey" >> beam.Map(lambda block: (f"{block[0]}:{block[1]}", block)).with_output_types(tuple[str, Block])
-        | "SpreadBlocks" >> beam.GroupByKey()
-        | "Inspect" >> beam.ParDo(Inspect(job)).with_output_types(tuple[str, Any])
-        | "GroupAlike" >> beam.GroupByKey()
-        | "Judge" >> beam.ParDo(Judge(job)).with_output_types(tuple[str, str])
+        (_inspected_tasks(start, job) if job.needs_inspection() else _known_tasks(start, job))
         | "GroupByTask" >> beam.GroupByKey()
         | "FilterAndAssign" >> beam.ParDo(FilterAndAssign(job)).with_output_types(tuple[ShardKey, References])
         | "GroupByShard" >> beam.GroupByKey()
         | "BuildShard" >> beam.ParDo(BuildShard(job)).with_output_types(tuple[str, str])
         | "GatherRecords" >> beam.GroupByKey()
         | "Commit" >> beam.ParDo(Commit(job))
-        | "End" >> beam.Map(lambda num_shards: num_shards)  # a last stage without output can hang
     )
 
 
+def _inspected_tasks(start: beam.PCollection, job: Job) -> beam.PCollection:
+    """(task, what a bucket knows of it), after a look at every episode of a corpus."""
+    blocks = [(f"{block[0]}:{block[1]}", block) for block in job.blocks()]
+    return (
+        start
+        | "Blocks" >> beam.FlatMap(lambda _: blocks).with_output_types(tuple[str, Block])
+        | "SpreadBlocks" >> beam.GroupByKey()
+        | "Inspect" >> beam.ParDo(Inspect(job)).with_output_types(tuple[str, Any])
+        | "GroupAlike" >> beam.GroupByKey()
+        | "Judge" >> beam.ParDo(Judge(job.config.content.similarity)).with_output_types(tuple[str, str])
+    )
+
+
+def _known_tasks(start: beam.PCollection, job: Job) -> beam.PCollection:
+    """(task, nothing new), when there is no corpus, or an earlier run has looked at all of them."""
+    tasks = [(task_id, "") for task_id in job.config.task_ids]
+    return start | "Tasks" >> beam.FlatMap(lambda _: tasks).with_output_types(tuple[str, str])
+
+
 class _JobFn(beam.DoFn):
+    """Beam copies a step many times before it runs: its stores are opened only where it does."""
+
     def __init__(self, job: Job) -> None:
-        self._job = job
+        self._pickled = pickle.dumps(job)
+
+    def setup(self) -> None:
+        self._job: Job = pickle.loads(self._pickled)  # noqa: S301 - what `__init__` wrote
 
 
 class Inspect(_JobFn):
     """(key, blocks) -> (bucket, entry) of every episode of a corpus that the content filter lets pass."""
 
     def setup(self) -> None:
+        super().setup()
         self._content = ContentFilter(self._job.config.content)
 
     def process(self, element: tuple[str, Iterable[Block]]) -> Iterator[tuple[str, Entry | str]]:
@@ -75,11 +95,14 @@ class Inspect(_JobFn):
             yield from inspection.inspect_block(self._job.stores, self._content, block, self._job.config.content)
 
 
-class Judge(_JobFn):
+class Judge(beam.DoFn):
     """(bucket, entries) -> (task, what the bucket knows of it): which of alike episodes are copies."""
 
+    def __init__(self, similarity: float) -> None:
+        self._similarity = similarity
+
     def process(self, element: tuple[str, Iterable[Entry | str]]) -> Iterator[tuple[str, str]]:
-        yield from inspection.judge_bucket(*element, self._job.config.content.similarity)
+        yield from inspection.judge_bucket(*element, self._similarity)
 
 
 class FilterAndAssign(_JobFn):
@@ -106,6 +129,7 @@ class BuildShard(_JobFn):
     """(shard, references) -> its record, after its files are on the disk."""
 
     def setup(self) -> None:
+        super().setup()
         self._builder = ShardBuilder(self._job.config, self._job.stores)
 
     def process(self, element: tuple[ShardKey, Iterable[References]]) -> Iterator[tuple[str, str]]:
@@ -181,7 +205,7 @@ def build_locally(config: BuildConfig) -> tuple[dict[str, Any], bool]:
 
     def loop(job: Job, _: Callable[[], None]) -> None:
         corpora = [task_id for task_id in config.task_ids if job.stores.tasks[task_id].is_corpus]
-        if job.plans() is None:
+        if job.needs_inspection():
             verdicts = inspection.inspect_locally(job.stores, corpora, config.content, job.content_fingerprint)
             for task_id, verdict in verdicts.items():
                 inspection.write_verdict(job.records, task_id, verdict)

@@ -1,4 +1,4 @@
-"""The end of a job: check that nothing is lost or doubled, write the manifest last, remove what it does not name.
+"""The end of a job: check that nothing is lost or doubled, remove what the manifest does not name, write it last.
 
 Episodes that could not be imported, read or tokenized are in the dead-letter table, one JSON object a line:
 {"task_id", "episode_id", "stage": "import" or "build", "reason"}.
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from beam_jobs.files import AnyPath, read_json, sync_folder, write_bytes, write_json
+from beam_jobs.inspection import verdict_folder
 from beam_jobs.plan import TaskPlan, column_hash, fingerprint
 from beam_jobs.shard_builder import RECORDS_FOLDER, TEXT_MODEL_FILE, ShardBuilder, code_fingerprint
 from beam_jobs.wids_index import WIDS_FILE, wids_index
@@ -171,7 +172,7 @@ def _lines(letters: Iterable[Mapping[str, str]]) -> bytes:
 
 
 def commit(builder: ShardBuilder, plans: Sequence[TaskPlan], records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Writes the indices, then dataset.json, then removes files that it does not name. Raises as `manifest` does."""
+    """Writes the indices, removes files that the manifest does not name, then writes it. Raises as `manifest` does."""
     output = builder.config.output
     records = list(records)
     data = manifest(builder, plans, records)
@@ -181,18 +182,31 @@ def commit(builder: ShardBuilder, plans: Sequence[TaskPlan], records: Iterable[M
     for split in sorted({shard["split"] for shard in data["shards"]}):
         indices.add(WIDS_FILE.format(split=split))
         write_json(output / WIDS_FILE.format(split=split), wids_index(data["shards"], split))
+    # Before the manifest: a job that is killed in between finishes this when it is run again.
+    for path in _leftovers(output, {shard["file"] for shard in data["shards"]} | indices, plans):
+        path.unlink(missing_ok=True)
     write_json(output / DATASET_FILE, data)
-    named = {shard["file"] for shard in data["shards"]} | indices
+    sync_folder(output)
+    return data
+
+
+def _leftovers(output: AnyPath, named: set[str], plans: Sequence[TaskPlan]) -> list[AnyPath]:
+    """Shards, indices and records of other plans, and what killed processes had begun to write."""
+    records, found = output / RECORDS_FOLDER, list[AnyPath]()
     for path in output.iterdir():
         is_ours = path.suffix in (".tar", TEMPORARY_SUFFIX) or path.match(WIDS_FILE.format(split="*"))
         if is_ours and path.name not in named:
-            path.unlink(missing_ok=True)
+            found.append(path)
     planned = {f"{shard.name}.json" for plan in plans for shard in plan.shards}
-    for path in (output / RECORDS_FOLDER).iterdir():
+    for path in records.iterdir():
         if path.suffix in (".json", TEMPORARY_SUFFIX) and path.name not in planned:
-            path.unlink(missing_ok=True)
-    sync_folder(output)
-    return data
+            found.append(path)
+    verdicts = verdict_folder(records)
+    if verdicts.is_dir():
+        for path in verdicts.iterdir():
+            if path.suffix == TEMPORARY_SUFFIX:
+                found.append(path)
+    return found
 
 
 def take_over(output: AnyPath) -> str:

@@ -74,12 +74,12 @@ Block = tuple[str, int, int]
 _TASK = "task:"
 
 
-def blocks(stores: Stores, task_ids: Sequence[str], *, inspected: bool) -> list[Block]:
-    """The work: blocks of each corpus unless all are inspected already, and an empty one of every task."""
+def blocks(stores: Stores, task_ids: Sequence[str]) -> list[Block]:
+    """The work: blocks of each corpus, and an empty one of every task."""
     result: list[Block] = []
     for task_id in task_ids:
         result.append((task_id, 0, 0))
-        if stores.tasks[task_id].is_corpus and not inspected:
+        if stores.tasks[task_id].is_corpus:
             num_rows = len(stores.episode_ids(task_id))
             starts = range(0, num_rows, BLOCK_EPISODES)
             result += [(task_id, start, min(start + BLOCK_EPISODES, num_rows)) for start in starts]
@@ -161,7 +161,7 @@ def inspect_locally(
     content = ContentFilter(settings)
     by_bucket: dict[str, list[Entry | str]] = collections.defaultdict(list)
     by_task: dict[str, list[str]] = collections.defaultdict(list)
-    for block in blocks(stores, [each for each in task_ids if stores.tasks[each].is_corpus], inspected=False):
+    for block in blocks(stores, [each for each in task_ids if stores.tasks[each].is_corpus]):
         for bucket, entry in inspect_block(stores, content, block, settings):
             by_bucket[bucket].append(entry)
     for bucket, entries in by_bucket.items():
@@ -171,14 +171,19 @@ def inspect_locally(
     return {task_id: verdict for task_id, verdict in verdicts.items() if verdict is not None}
 
 
+def verdict_folder(records: AnyPath) -> AnyPath:
+    """Where verdicts are kept; it may not exist."""
+    return records / "content"
+
+
 def verdict_file(records: AnyPath, task_id: str) -> AnyPath:
     """Where the verdict of a task is kept."""
-    return records / "content" / f"{task_file_name(task_id)}.json"
+    return verdict_folder(records) / f"{task_file_name(task_id)}.json"
 
 
 def write_verdict(records: AnyPath, task_id: str, verdict: Verdict) -> None:
     """Keeps the verdict of a task."""
-    (records / "content").mkdir(parents=True, exist_ok=True)
+    verdict_folder(records).mkdir(parents=True, exist_ok=True)
     write_json(verdict_file(records, task_id), verdict.to_json())
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from beam_jobs import commit, inspection
@@ -14,6 +16,8 @@ from beam_jobs.shard_builder import RECORDS_FOLDER, TEXT_MODEL_FILE, ShardBuilde
 from beam_jobs.stores import Stores
 from episode_store.errors import UserError
 from episode_store.spec import Modality
+
+_PATIENCE_SECONDS = 3.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,11 +38,14 @@ class Job:
         """Where what is done is noted."""
         return self.config.output / RECORDS_FOLDER
 
+    def needs_inspection(self) -> bool:
+        """Whether a corpus has no verdict yet."""
+        tasks = self.stores.tasks
+        return any(tasks[task_id].is_corpus and self.verdict(task_id) is None for task_id in self.config.task_ids)
+
     def blocks(self) -> list[Block]:
-        """What is still to be inspected, and the name of every task."""
-        corpora = [task_id for task_id in self.config.task_ids if self.stores.tasks[task_id].is_corpus]
-        inspected = all(self.verdict(task_id) is not None for task_id in corpora)
-        return inspection.blocks(self.stores, self.config.task_ids, inspected=inspected)
+        """Of all corpora, and the name of every task."""
+        return inspection.blocks(self.stores, self.config.task_ids)
 
     def verdict(self, task_id: str) -> inspection.Verdict | None:
         """Of the content filter on one corpus; None before it has one."""
@@ -51,8 +58,7 @@ class Job:
 
     def plans(self) -> list[TaskPlan] | None:
         """Of every task; None before all corpora are inspected. Raises as `plan_task` does."""
-        tasks = self.stores.tasks
-        if any(tasks[task_id].is_corpus and self.verdict(task_id) is None for task_id in self.config.task_ids):
+        if self.needs_inspection():
             return None
         return [self.plan(task_id) for task_id in self.config.task_ids]
 
@@ -81,13 +87,18 @@ def prepare_and_run(
     job = Job(config=config, stores=stores, content_fingerprint=content_fingerprint(stores, config))
     for task_id in config.task_ids:
         _check_task(builder, task_id)
-        if not stores.tasks[task_id].is_corpus:
-            job.plan(task_id)  # what the return filter refuses is told before any work
+    progress = _Progress(builder, job, on_progress)
+    # What the return filter refuses is told before any work.
+    if job.needs_inspection():
+        for task_id in config.task_ids:
+            if not stores.tasks[task_id].is_corpus:
+                job.plan(task_id)
+    else:
+        progress.look()
     job.records.mkdir(parents=True, exist_ok=True)
-    with hold(job.records / "lock") as free:
+    with _hold_patiently(job.records / "lock") as free:
         if not free:
             raise UserError(f"--output {config.output}: another build-shards is writing there; wait for it or end it")
-        progress = _Progress(builder, job, on_progress)
         manifest = commit.finished(config.output, progress.fingerprint())
         if manifest is not None:
             return manifest, False
@@ -105,6 +116,18 @@ def prepare_and_run(
         return manifest, True
 
 
+@contextlib.contextmanager
+def _hold_patiently(path: AnyPath) -> Iterator[bool]:
+    """`hold`, but workers of a job that was killed a moment ago get the time to end: they hold its lock, too."""
+    end = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        with hold(path) as free:
+            if free or time.monotonic() > end:
+                yield free
+                return
+        time.sleep(0.1)
+
+
 class _Progress:
     """What the driver knows of a job from the files that its workers write."""
 
@@ -118,12 +141,12 @@ class _Progress:
 
     def fingerprint(self) -> str | None:
         """Of the finished folder; None before all corpora are inspected."""
-        self._look()
+        self.look()
         return None if self._plans is None else commit.dataset_fingerprint(self._builder, self._plans)
 
     def tick(self) -> None:
         """Looks which shards are done, and tells."""
-        self._look()
+        self.look()
         there = {path.name for path in self._job.records.iterdir()}
         for name, its_fingerprint in list(self._pending.items()):
             if f"{name}.json" not in there:
@@ -138,7 +161,8 @@ class _Progress:
         found = [read_json(self._job.records / f"{name}.json") for name in self._expected]
         return [record for record in found if record]
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Makes the plans, once there is all that they need."""
         if self._plans is None and (plans := self._job.plans()) is not None:
             self._plans = plans
             self._expected = {shard.name: self._builder.fingerprint(shard) for plan in plans for shard in plan.shards}

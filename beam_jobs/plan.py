@@ -15,11 +15,12 @@ import fnmatch
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from beam_jobs import inspection
 from beam_jobs.content_filter import ContentSettings
@@ -38,6 +39,9 @@ BUILDER_VERSION = 2
 
 # (episode id, content hash): all that travels between workers of an episode.
 Reference = tuple[str, str]
+
+# All that a plan reads of the index.
+_COLUMNS = ("episode_id", "content_hash", "agent_id", "episode_return", "num_steps", "split_group", "attribution")
 
 # For sizing only; a shard that grows past its bound goes on in a further file.
 _ESTIMATED_TEXT_TOKENS = 64
@@ -163,7 +167,7 @@ def plan_task(stores: Stores, task_id: str, config: BuildConfig, verdict: Verdic
       UserError: the random return is missing, or a filter would drop everything.
     """
     spec = stores.tasks[task_id]
-    table = stores.table(task_id)
+    table = stores.table(task_id, _COLUMNS)
     episode_returns = table["episode_return"].to_numpy()
     if spec.is_corpus:
         if verdict is None:
@@ -227,8 +231,10 @@ def content_fingerprint(stores: Stores, config: BuildConfig) -> str:
 def column_hash(ids: Iterable[Any]) -> str:
     """32 hex digits of ids in their order."""
     digest = hashlib.blake2b(digest_size=16)
-    for each in ids:
-        digest.update(str(each).encode() + b"\n")
+    # Whole chunks: pyarrow's own iterator makes an object of each value.
+    for chunk in ids.chunks if isinstance(ids, pa.ChunkedArray) else [ids]:
+        values = chunk.to_pylist() if isinstance(chunk, pa.Array) else chunk
+        digest.update("".join(f"{value}\n" for value in values).encode())
     return digest.hexdigest()
 
 
@@ -260,15 +266,15 @@ def _summary(values: np.ndarray) -> dict[str, float]:
 
 def divide(task_id: str, split: str, references: Iterable[Reference], num_shards: int, seed: int) -> list[ShardPlan]:
     """Spreads episodes over shards by hash(seed, episode id); each shard is in the order of `sort_references`."""
-    buckets: dict[int, list[Reference]] = {}
-    for reference in references:
-        buckets.setdefault(order_hash(seed, reference[0]) % num_shards, []).append(reference)
+    buckets: dict[int, list[tuple[int, Reference]]] = {}
+    for place, reference in _placed(seed, references):
+        buckets.setdefault(place % num_shards, []).append((place, reference))
     return [
         ShardPlan(
             name=f"{task_file_name(task_id)}-{split}-{index:06d}",
             task_id=task_id,
             split=split,
-            references=sort_references(seed, buckets[index]),
+            references=_sorted_once(buckets[index]),
         )
         for index in sorted(buckets)
     ]
@@ -276,14 +282,23 @@ def divide(task_id: str, split: str, references: Iterable[Reference], num_shards
 
 def sort_references(seed: int, references: Iterable[Reference]) -> tuple[Reference, ...]:
     """Each reference once, by hash(seed, episode id)."""
-    unique = {(episode_id, content_hash) for episode_id, content_hash in references}
-    return tuple(sorted(unique, key=lambda each: (order_hash(seed, each[0]), each)))
+    return _sorted_once(_placed(seed, references))
+
+
+def _placed(seed: int, references: Iterable[Reference]) -> Iterator[tuple[int, Reference]]:
+    """Each with its `order_hash`, which decides its shard and its place there: computed once."""
+    for episode_id, content_hash in references:
+        yield order_hash(seed, episode_id), (episode_id, content_hash)
 
 
 def order_hash(seed: int, episode_id: str) -> int:
     """64 bits that place an episode."""
     digest = hashlib.blake2b(f"{seed}:{episode_id}".encode(), digest_size=8)
     return int.from_bytes(digest.digest(), "little")
+
+
+def _sorted_once(placed: Iterable[tuple[int, Reference]]) -> tuple[Reference, ...]:
+    return tuple(reference for _, reference in sorted(set(placed)))
 
 
 def estimate_bytes(spec: TaskSpec, num_steps: np.ndarray) -> int:

@@ -160,7 +160,9 @@ def run(
     died.unlink(missing_ok=True)
     # Only processes need an object; by its name in the flags, a runner cannot be told how to start them.
     runner = FnApiRunner(default_environment=_worker_processes(log_folder, died)) if workers > 1 else None
-    pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(list(flags)))
+    # The graph is always the same, and its types are checked in tests: here that is a tenth of what Beam costs.
+    options = PipelineOptions(list(flags), pipeline_type_check=False)
+    pipeline = beam.Pipeline(runner=runner, options=options)
     build(pipeline)
     if workers > 1:
         _fork_workers(workers, log_folder / WORKER_LOG, died)
@@ -273,7 +275,7 @@ def _runner_of(flags: Sequence[str]) -> str | None:
 
 def _check_known(flags: Sequence[str]) -> None:
     """The local runner ignores flags it does not know, so that a misspelt flag of ours would be lost."""
-    known = set(PipelineOptions().get_all_options())
+    known = set(PipelineOptions([]).get_all_options())
     for flag in flags:
         name = flag.removeprefix("--").partition("=")[0]
         if not flag.startswith("--"):

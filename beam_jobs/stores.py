@@ -99,14 +99,14 @@ class Stores:
         """The source that has a task."""
         return self._by_task[task_id][0]
 
-    def table(self, task_id: str) -> pa.Table:
-        """The episodes of a task, in the order of collection."""
-        return self.of(task_id).table(task_id)
+    def table(self, task_id: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The episodes of a task, in the order of collection; all columns, or those that are named."""
+        return self.of(task_id).table(task_id, columns)
 
     def episode_ids(self, task_id: str) -> pa.ChunkedArray:
         """Ids of a task's episodes in the order of `table`; those of the last task that was asked for are kept."""
         if self._ids is None or self._ids[0] != task_id:
-            self._ids = task_id, self.of(task_id).table(task_id, ["episode_id"])["episode_id"]
+            self._ids = task_id, self.table(task_id, ["episode_id"])["episode_id"]
         return self._ids[1]
 
     def weight(self, task_id: str) -> float:

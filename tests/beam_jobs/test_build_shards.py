@@ -8,6 +8,8 @@ import hashlib
 import io
 import json
 import os
+import pickle
+import random
 import shutil
 import signal
 import subprocess
@@ -73,7 +75,8 @@ def test_two_processes_give_the_bytes_of_the_plain_loop(
     progress: list[tuple[int, int]] = []
     build_shards(config, workers=2, timeout_seconds=120, on_progress=lambda done, total: progress.append((done, total)))
     assert _files(config.output) == plain[1]
-    assert progress[-1] == (10, 10)
+    num_shards = len(list((config.output / ".records").glob("*.json")))
+    assert progress[-1] == (num_shards, num_shards)
     assert (config.output / ".records" / "workers.log").is_file()
 
 
@@ -331,7 +334,7 @@ import pickle, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from beam_jobs import build_shards
 from episode_store import files
-config = pickle.loads(bytes.fromhex({__import__("pickle").dumps(config).hex()!r}))
+config = pickle.loads(bytes.fromhex({pickle.dumps(config).hex()!r}))
 real = files.write_json
 def slow(path, data):
     real(path, data)
@@ -361,3 +364,66 @@ def test_kill_9_in_the_middle_and_run_again(
     build_shards(config)
     assert _files(config.output) == plain[1]
     assert {path: path.stat().st_mtime_ns for path in done} == done
+
+
+_RUN_AND_KILL = """
+import os, pickle, signal, sys, time
+sys.path.insert(0, sys.argv[1])
+from beam_jobs import build_shards, shard_builder
+
+real = shard_builder.write_json
+def slow(path, data):
+    real(path, data)
+    time.sleep(0.15)
+shard_builder.write_json = slow  # forked workers have it too
+config = pickle.loads(bytes.fromhex(sys.argv[2]))
+for line in sys.stdin:
+    pid = os.fork()
+    if pid == 0:
+        os.setpgid(0, 0)
+        build_shards.build_shards(config, workers=2)
+        os._exit(0)
+    os.setpgid(pid, pid)  # whichever of the two comes first
+    time.sleep(float(line))
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    if not ended:
+        os.killpg(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    print("killed" if not ended else "finished" if status == 0 else "failed", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_of_driver_and_workers_at_random(
+    make_config: MakeConfig, plain: tuple[dict[str, Any], dict[str, str]]
+) -> None:
+    """Six kills of the whole process group, whatever it is doing; KILL_SEED repeats them."""
+    seed = os.environ.get("KILL_SEED") or str(random.SystemRandom().randrange(10**6))
+    print(f"KILL_SEED={seed}")
+    rng = random.Random(seed)
+    config = make_config()
+    # One process that has imported Beam and forks each job: otherwise most of the time would go by importing.
+    command = [sys.executable, "-c", _RUN_AND_KILL, str(ROOT), pickle.dumps(config).hex()]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as jobs:
+        assert jobs.stdin
+        assert jobs.stdout
+
+        def run_for(seconds: float) -> str:
+            jobs.stdin.write(f"{seconds}\n")
+            jobs.stdin.flush()
+            return jobs.stdout.readline().strip()
+
+        kills, seen = 0, []
+        while kills < 6:
+            outcome = run_for(rng.uniform(0.05, 1.2))
+            seen.append((outcome, len(list(config.output.glob(".records/*.json")))))
+            if outcome == "finished":
+                assert _files(config.output) == plain[1]
+                shutil.rmtree(config.output)
+            else:
+                assert outcome == "killed", seen
+                kills += 1
+        jobs.stdin.close()
+    print(seen)
+    build_shards(config, workers=2, timeout_seconds=60)
+    assert _files(config.output) == plain[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -26,9 +27,12 @@ _ALLOWED = {
 }
 
 
-@pytest.fixture
-def pipeline(make_config: Callable[..., BuildConfig]) -> beam.Pipeline:
-    return _pipeline(make_config(), ["--runner=FnApiRunner"])
+@pytest.fixture(params=["with a corpus to inspect", "with control tasks alone"])
+def pipeline(make_config: Callable[..., BuildConfig], request: pytest.FixtureRequest) -> beam.Pipeline:
+    config = make_config()
+    if request.param == "with control tasks alone":
+        config = dataclasses.replace(config, task_ids=("Swing-v1", "toy/Picture-v0"))
+    return _pipeline(config, ["--runner=FnApiRunner"])
 
 
 def _pipeline(config: BuildConfig, flags: list[str]) -> beam.Pipeline:
@@ -95,4 +99,4 @@ def test_dataflow_graph_without_a_cloud(make_config: Callable[..., BuildConfig])
     image = beam_runner_api_pb2.DockerPayload.FromString(environment.payload).container_image
     assert image == "registry.example.com/workers:1"
     names = {step.unique_name.partition("/")[0] for step in graph.components.transforms.values()}
-    assert {"FilterAndAssign", "GroupByShard", "BuildShard", "GatherRecords", "Commit", "End"} <= names
+    assert {"FilterAndAssign", "GroupByShard", "BuildShard", "GatherRecords", "Commit"} <= names
