@@ -42,7 +42,7 @@ def main() -> int:
                 beside = (
                     f"{result['peer']}: {result['peer_value']}; ratio {result['ratio']}" if "peer" in result else ""
                 )
-                print(f"{measure.name}: {result['value']} {measure.unit}; {beside} {result['spread']}")
+                print(f"{measure.name}: {result['value']} {result['unit']}; {beside} {result['spread']}")
                 for name in result.get("not_measured", ()):  # type: ignore[attr-defined]
                     print(f"  not measured: {name}")
     print(f"appended to {RESULTS}")
