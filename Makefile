@@ -90,8 +90,6 @@ $(STORAGE_STAMP): requirements/peers-storage.txt
 	@$(STORAGE)/bin/python -m pip install -q --disable-pip-version-check -r requirements/peers-storage.txt
 	@rm -f $(STORAGE)/.installed-* && touch $@
 
-peers: $(PEERS_STAMP) $(LEROBOT_STAMP) $(STORAGE_STAMP)  ## the peers' packages, so that `make benchmarks` measures them too
-
 test-peers: $(PEERS_STAMP) $(LEROBOT_STAMP)  ## the peers' own packages read our exports, and we read what they write
 	@$(PEERS)/bin/python -m pytest -m peers $(wildcard tests/*/test_*_peers.py) $(PYTEST_FLAGS)
 	@$(LEROBOT)/bin/python -m pytest -m peers_lerobot $(wildcard tests/*/test_lerobot_peers.py) $(PYTEST_FLAGS)
@@ -118,6 +116,8 @@ $(READERS_STAMP): requirements/peers-readers.txt
 	@echo "installing the peers' readers into $(READERS) (once, several minutes, 3 GB)"
 	@$(READERS)/bin/python -m pip install -q --disable-pip-version-check -r requirements/peers-readers.txt
 	@rm -f $(READERS)/.installed-* && touch $@
+
+peers: $(PEERS_STAMP) $(LEROBOT_STAMP) $(STORAGE_STAMP) $(READERS_STAMP)  ## the peers' packages, so that `make benchmarks` measures them too
 
 benchmarks-peers: $(STAMP) $(READERS_STAMP)  ## reading shards beside litdata, MDS, Grain and HF datasets
 	@$(BIN)/python -m benchmarks shards

@@ -28,6 +28,7 @@ from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
     SubprocessSdkWorkerHandler,
     WorkerHandler,
 )
+from apache_beam.runners.worker import statesampler
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 from google.protobuf import json_format, text_format
 
@@ -38,6 +39,7 @@ from episode_store.errors import UserError
 LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 WORKER_LOG = "workers.log"
 _TICK_SECONDS = 0.25
+_SAMPLING_MILLISECONDS = 10
 _GRACE_SECONDS = 5.0
 _USER_ERROR = re.compile(
     r"\b(?:UserError|EpisodeError|StoreError|CorruptionError): ([^\n]+?)(?: \[while running|\\n|\n|$)"
@@ -164,9 +166,12 @@ def run(
     options = PipelineOptions(list(flags), pipeline_type_check=False)
     pipeline = beam.Pipeline(runner=runner, options=options)
     build(pipeline)
+    is_local = _runner_of(flags) == LOCAL_RUNNER
+    if is_local:
+        # At the end of a stage Beam waits for a thread that looks every 200 ms, by default, at where time goes.
+        statesampler.StateSampler.__init__.__defaults__ = (_SAMPLING_MILLISECONDS,)
     if workers > 1:
         _fork_workers(workers, log_folder / WORKER_LOG, died)
-    is_local = _runner_of(flags) == LOCAL_RUNNER
     # With one worker the local runner calls it directly.
     _grpc_has_run = _grpc_has_run or workers > 1 or not is_local
     try:
