@@ -15,8 +15,10 @@ from processes import Processes
 pytestmark = pytest.mark.cluster
 # A service that starts another one, in a program that then waits for its end.
 _PROGRAM = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+# Whoever runs the tests in the background may have it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {here!r})
 from processes import Processes
 with Processes(Path(sys.argv[1])) as processes:
@@ -44,7 +46,7 @@ def test_services_end_with_the_program(tmp_path: Path, number: signal.Signals) -
     pids = [int(note.read_text()) for note in notes]
     assert all(_runs(pid) for pid in pids)
     os.kill(program.pid, number)
-    program.wait()
+    program.wait(30)
     deadline = time.monotonic() + 10
     while any(_runs(pid) for pid in pids):
         assert time.monotonic() < deadline
