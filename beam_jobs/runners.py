@@ -168,8 +168,7 @@ def run(
     build(pipeline)
     is_local = _runner_of(flags) == LOCAL_RUNNER
     if is_local:
-        # At the end of a stage Beam waits for a thread that looks every 200 ms, by default, at where time goes.
-        statesampler.StateSampler.__init__.__defaults__ = (_SAMPLING_MILLISECONDS,)
+        _sample_often()
     if workers > 1:
         _fork_workers(workers, log_folder / WORKER_LOG, died)
     # With one worker the local runner calls it directly.
@@ -201,6 +200,13 @@ def run(
                 _end_children()
     if outcome[0] is not None:
         raise _translated(outcome[0]) from outcome[0]
+
+
+def _sample_often() -> None:
+    """At the end of a stage Beam waits for a thread that looks every 200 ms, by default, at where time goes."""
+    start = statesampler.StateSampler.__init__
+    if start.__defaults__ == (statesampler.DEFAULT_SAMPLING_PERIOD_MS,):
+        start.__defaults__ = (_SAMPLING_MILLISECONDS,)
 
 
 def _wait(thread: threading.Thread, died: Path, timeout_seconds: float | None, on_tick: Callable[[], None]) -> None:

@@ -172,7 +172,6 @@ class _PlannedColumn(NamedTuple):
     """What is the same for a column in every episode of its task."""
 
     group: Group
-    name: str
     path: str
     spec: ArraySpec | None
     # The entry's name, dtype and axes as they are stored, and the lengths of these three.
@@ -220,8 +219,9 @@ class RecordEncoder:
         bodies: list[Any] = []
         offset = 0  # from the first column on; the header's size is known last
         header_bytes = _FIXED.size + len(task_id) + len(metadata)
-        for group, name, path, spec, described, (axes, dtype_bytes, name_bytes) in self._columns_of(episode, task):
-            values = _values_of(episode, group, name)
+        fields = dict(episode.fields())
+        for group, path, spec, described, (axes, dtype_bytes, name_bytes) in self._columns_of(episode, task):
+            values = fields[path]
             codec, quality, block_rows, size, digest, block_bytes, checksums, body = (
                 encoded.get(path) if encoded else None
             ) or self._encode_column(episode.task_id, path, values, spec, digests.get(path))
@@ -332,15 +332,7 @@ def _plan(
         raise EpisodeError(f"episode of {task_id}: field name {name[:40]!r}... has more than {_MAX_NAME_BYTES} bytes")
     sides = struct.pack(f"<{len(shape)}I", *(_VARIES_STORED if side == VARIES else side for side in shape))
     lengths = (len(shape), len(dtype_bytes), len(name_bytes))
-    return _PlannedColumn(group, name, column_path(group, name), spec, name_bytes + dtype_bytes + sides, lengths)
-
-
-def _values_of(episode: Episode, group: Group, name: str) -> FieldValues:
-    if group == Group.REWARD:
-        return episode.rewards
-    if group == Group.OBSERVATION:
-        return episode.observations[name]
-    return episode.actions[name] if group == Group.ACTION else episode.step_columns[name]
+    return _PlannedColumn(group, column_path(group, name), spec, name_bytes + dtype_bytes + sides, lengths)
 
 
 def window_ranges(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -163,14 +163,15 @@ class _BlockReader(_ColumnReader):
         self._decoder = decoder
         self._ends = np.cumsum(column.block_bytes).tolist()
 
-    def _block(self, number: int) -> np.ndarray:
-        """The stored bytes of a block, checked."""
+    def _blocks(self, start: int, stop: int) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Of each block that has any of rows [start, stop): its first row, its number of rows, its bytes, checked."""
         column = self._column
-        end = self._ends[number]
-        stored = self._stored[end - column.block_bytes[number] : end]
-        if column_codecs.checksum(stored) != column.checksums[number]:
-            raise CorruptionError(f"the checksum of block {number} does not match: a byte was changed")
-        return stored
+        for number in range(start // column.block_rows, (stop - 1) // column.block_rows + 1):
+            first, end = number * column.block_rows, self._ends[number]
+            stored = self._stored[end - column.block_bytes[number] : end]
+            if column_codecs.checksum(stored) != column.checksums[number]:
+                raise CorruptionError(f"the checksum of block {number} does not match: a byte was changed")
+            yield first, min(column.block_rows, column.num_rows - first), stored
 
 
 class _ImageReader(_BlockReader):
@@ -179,8 +180,6 @@ class _ImageReader(_BlockReader):
     __slots__ = ()
 
     def read(self, start: int, rows: int, out: np.ndarray | None) -> FieldValues:
-        column = self._column
-        size = column.block_rows
         if out is None:
             values = np.empty((rows, *self._shape), self._dtype)
         else:
@@ -190,12 +189,10 @@ class _ImageReader(_BlockReader):
             fits = values.shape == (rows, *self._shape) and values.dtype == self._dtype
             if not (fits and values.flags.c_contiguous and values.flags.writeable):
                 raise self._misfit(out, rows)
-        for number in range(start // size, (start + rows - 1) // size + 1):
-            first = number * size
-            block_rows = min(size, column.num_rows - first)
+        for first, block_rows, stored in self._blocks(start, start + rows):
             low, high = max(start, first), min(start + rows, first + block_rows)
             part = values[low - start : high - start]
-            self._decoder.decode_rows(column.codec, self._block(number), part, low - first, block_rows)
+            self._decoder.decode_rows(self._column.codec, stored, part, low - first, block_rows)
         return values
 
 
@@ -207,12 +204,9 @@ class _TextReader(_BlockReader):
     def read(self, start: int, rows: int, out: np.ndarray | None) -> FieldValues:
         if out is not None:
             raise StoreError(f"out[{self.path!r}]: texts cannot be read into an array")
-        column = self._column
-        size = column.block_rows
         texts: list[str] = []
-        for number in range(start // size, (start + rows - 1) // size + 1):
-            first = number * size
-            block = self._decoder.decode_texts(column.codec, self._block(number), min(size, column.num_rows - first))
+        for first, block_rows, stored in self._blocks(start, start + rows):
+            block = self._decoder.decode_texts(self._column.codec, stored, block_rows)
             texts += block[max(start - first, 0) : start + rows - first]
         return texts
 
@@ -225,13 +219,9 @@ class _VaryingImageReader(_BlockReader):
     def read(self, start: int, rows: int, out: np.ndarray | None) -> FieldValues:
         if out is not None:
             raise StoreError(f"out[{self.path!r}]: images whose size varies cannot be read into an array")
-        column = self._column
-        size = column.block_rows
         images: list[np.ndarray] = []
-        for number in range(start // size, (start + rows - 1) // size + 1):
-            first = number * size
-            block_rows = min(size, column.num_rows - first)
-            block = self._decoder.decode_varying_images(self._block(number), block_rows, self._shape[2])
+        for first, block_rows, stored in self._blocks(start, start + rows):
+            block = self._decoder.decode_varying_images(stored, block_rows, self._shape[2])
             # Copies, which do not keep the whole block in memory.
             images += [image.copy() for image in block[max(start - first, 0) : start + rows - first]]
         return images

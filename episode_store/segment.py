@@ -245,14 +245,17 @@ class IndexFile:
           CorruptionError: a column is missing, of another type, or cannot be decoded.
         """
         with self._told():
-            unknown = [name for name in names if name not in self._kept]
+            # Looked at once: another thread may put others in its place.
             decoded = dict(self._kept)
+            kept = list(decoded)
+            unknown = [name for name in names if name not in decoded]
             if unknown:
                 decoded |= self._decode(unknown)
             result = pa.Table.from_arrays([decoded[name] for name in names], names=list(names))
         # The column that chose rows is often asked for again; numbers and codes are small.
         small = [name for name in names if decoded[name].type not in (pa.string(), pa.bool_())]
-        self._kept = {name: decoded[name] for name in [*self._kept, *small][-_KEPT_COLUMNS:]}
+        latest = dict.fromkeys(reversed([*kept, *small]))
+        self._kept = {name: decoded[name] for name in reversed(list(latest)[:_KEPT_COLUMNS])}
         return result
 
     def _decode(self, names: Sequence[str]) -> dict[str, pa.ChunkedArray]:

@@ -387,7 +387,7 @@ class EpisodeStore:
         record = self._record(episode_id, needed)
         header = record.header
         if start < 0 or length < 1 or start + length > header.num_steps:
-            raise self._outside(episode_id, header.num_steps, start, length)
+            raise _outside(episode_id, header.num_steps, start, length)
         wanted = None
         try:
             if columns is not None:
@@ -466,7 +466,7 @@ class EpisodeStore:
         outside = (starts < 0) | (starts + length > table.num_steps[rows])
         if outside.any():
             wrong = int(outside.argmax())
-            raise self._outside(table.ids[rows[wrong]], int(table.num_steps[rows[wrong]]), int(starts[wrong]), length)
+            raise _outside(table.ids[rows[wrong]], int(table.num_steps[rows[wrong]]), int(starts[wrong]), length)
         try:
             gathered = table.read(list(out), rows, starts, length)
         except WindowDamageError as error:
@@ -489,7 +489,7 @@ class EpisodeStore:
         needed = functools.partial(window_ranges, start=start, num_steps=length, wanted=out)
         record = self._record(episode_id, needed)
         if not 0 <= start <= record.header.num_steps - length:
-            raise self._outside(episode_id, record.header.num_steps, start, length)
+            raise _outside(episode_id, record.header.num_steps, start, length)
         _check_paths(record, out, "out")
         try:
             for path, target in out.items():
@@ -513,11 +513,6 @@ class EpisodeStore:
         entry = (None, 0) if row is None else (table, row)
         self._entries[episode_id] = entry
         return entry
-
-    def _outside(self, episode_id: str, num_steps: int, start: int, length: int) -> StoreError:
-        return StoreError(
-            f"episode {episode_id}: expected a window inside its {num_steps} steps, got [{start}, {start + length})"
-        )
 
     def read_metadata(self, episode_id: str) -> EpisodeMetadata:
         """Where an episode comes from, without reading its columns."""
@@ -728,6 +723,12 @@ def _make(kind: type[_Made], **attributes: Any) -> _Made:
     made = object.__new__(kind)
     made.__dict__.update(attributes)
     return made
+
+
+def _outside(episode_id: str, num_steps: int, start: int, length: int) -> StoreError:
+    return StoreError(
+        f"episode {episode_id}: expected a window inside its {num_steps} steps, got [{start}, {start + length})"
+    )
 
 
 def _check_paths(record: RecordReader, names: Mapping[str, Any], where: str) -> None:

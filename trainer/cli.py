@@ -24,7 +24,7 @@ from episode_store.command_line import (
 from episode_store.errors import UserError
 from episode_store.files import write_json
 from trainer import presets
-from trainer.cli_acting import acting_config, add_acting, control_tasks
+from trainer.cli_acting import acting_config, add_acting, add_trained, control_tasks
 from trainer.cli_collect import add_collect
 from trainer.cli_export import add_export
 from trainer.cli_plan import add_plan
@@ -139,8 +139,7 @@ def _add_evaluate(command: CommandLine) -> None:
         help="scores the generalist on control tasks and on held-out language, and films it",
         example="trainer evaluate --run runs/demo/train --shards runs/demo/shards --output runs/demo --workers 2",
     )
-    evaluate.add_argument("--run", required=True, metavar="DIR", help="the --output folder of `trainer train`")
-    evaluate.add_argument("--shards", required=True, metavar="DIR", help="the shards it was trained on")
+    add_trained(evaluate)
     add_output(evaluate, f"folder for {SCORES_FILE}, {LANGUAGE_FILE} and videos/")
     add_tasks(evaluate)
     add_episodes(evaluate, 50)

@@ -19,6 +19,12 @@ _SETTINGS = (
 )  # fmt: skip
 
 
+def add_trained(parser: argparse.ArgumentParser) -> None:
+    """`--run` and `--shards`: a network and what it was trained on."""
+    parser.add_argument("--run", required=True, metavar="DIR", help="the --output folder of `trainer train`")
+    parser.add_argument("--shards", required=True, metavar="DIR", help="the shards it was trained on")
+
+
 def add_acting(parser: argparse.ArgumentParser) -> None:
     """The flags of `ActingConfig`."""
     parser.add_argument("--temperature", type=float, metavar="T", help="of sampling discrete actions (1)")

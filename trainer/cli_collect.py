@@ -16,7 +16,7 @@ from episode_store.command_line import (
     print_table,
     progress,
 )
-from trainer.cli_acting import acting_config, add_acting, control_tasks
+from trainer.cli_acting import acting_config, add_acting, add_trained, control_tasks
 
 _NUM_ENVS = 16
 
@@ -29,8 +29,7 @@ def add_collect(command: CommandLine) -> None:
         help="records episodes of a checkpoint of the generalist in a store, as `collectors collect` does of experts",
         example="trainer collect --run runs/demo/train --shards runs/demo/shards --tasks Taxi-v4 --store runs/store",
     )
-    collect.add_argument("--run", required=True, metavar="DIR", help="the --output folder of `trainer train`")
-    collect.add_argument("--shards", required=True, metavar="DIR", help="the shards it was trained on: its prompts")
+    add_trained(collect)
     add_store(collect)
     add_tasks(collect)
     add_episodes(collect, 50)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from episode_store.command_line import CommandLine, add_output, print_json
 from episode_store.errors import UserError
+from trainer.cli_acting import add_trained
 
 
 def add_export(command: CommandLine) -> None:
@@ -19,8 +20,7 @@ def add_export(command: CommandLine) -> None:
         example="trainer export --run runs/demo/train --shards runs/demo/shards --scores runs/demo/scores.json \\\n"
         "    --output runs/demo/model",
     )
-    parser.add_argument("--run", required=True, metavar="DIR", help="the --output folder of `trainer train`")
-    parser.add_argument("--shards", required=True, metavar="DIR", help="the shards it was trained on")
+    add_trained(parser)
     parser.add_argument("--scores", metavar="FILE", help="scores.json of `trainer evaluate`, for the card")
     parser.add_argument("--best", action="store_true", help="the checkpoint with the lowest validation loss")
     add_output(parser, "folder for the model")

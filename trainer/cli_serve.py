@@ -10,7 +10,7 @@ from pathlib import Path
 from episode_store.command_line import CommandLine, add_tasks, positive_int, print_json
 from episode_store.errors import UserError
 from episode_store.loopback import ADDRESS
-from trainer.cli_acting import acting_config, add_acting, control_tasks
+from trainer.cli_acting import acting_config, add_acting, add_trained, control_tasks
 
 _SHORTEST_TOKEN = 16
 
@@ -23,8 +23,7 @@ def add_serve(command: CommandLine) -> None:
         help="answers observations with actions over HTTP, for a robot or another program",
         example="trainer serve --run runs/demo/train --shards runs/demo/shards --tasks CartPole-v1",
     )
-    parser.add_argument("--run", required=True, metavar="DIR", help="the --output folder of `trainer train`")
-    parser.add_argument("--shards", required=True, metavar="DIR", help="the shards it was trained on, for prompts")
+    add_trained(parser)
     add_tasks(parser)
     add_acting(parser)
     parser.add_argument(

@@ -1,7 +1,10 @@
 """A small shard folder with a control task of every kind and a text, made by the real store and the real shard job."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+import torch
 
 from beam_jobs.build_shards import build_locally
 from beam_jobs.plan import BuildConfig
@@ -13,6 +16,7 @@ from episode_store.testing import random_episode
 from episode_store.writer import EpisodeWriter
 from tokenization.text import TextTokenizer
 from trainer.config import ModelConfig, OptimizerConfig, SamplerConfig, TrainConfig
+from trainer.model import Generalist
 from trainer.shards import Dataset
 
 TASKS = (
@@ -115,3 +119,20 @@ def config():
         precision="fp32",
         device="cpu",
     )
+
+
+@pytest.fixture
+def random_model():
+    """A network of a config with one kind of positions, as it begins but for biases, which would be zero."""
+
+    def make(config, positions):
+        model = Generalist(dataclasses.replace(config, positions=positions))
+        model.initialize(0)
+        with torch.no_grad():
+            for block in model.blocks:
+                if positions == "relative":
+                    block.content_bias.normal_(generator=torch.Generator().manual_seed(1))
+                    block.position_bias.normal_(generator=torch.Generator().manual_seed(2))
+        return model.eval()
+
+    return make

@@ -24,15 +24,8 @@ def one_thread():
 
 
 @pytest.fixture(params=["rotary", "relative"])
-def model(request):
-    model = Generalist(dataclasses.replace(CONFIG, positions=request.param))
-    model.initialize(0)
-    with torch.no_grad():
-        for block in model.blocks:
-            if request.param == "relative":
-                block.content_bias.normal_(generator=torch.Generator().manual_seed(1))
-                block.position_bias.normal_(generator=torch.Generator().manual_seed(2))
-    return model.eval()
+def model(request, random_model):
+    return random_model(CONFIG, request.param)
 
 
 def some_input(num_tokens, *, seed=0, patch_slots=(3, 4, 20)):

@@ -1,7 +1,5 @@
 """The rolling cache gives what a sliding-window mask over the whole sequence gives, beyond 1,024 tokens."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,7 @@ from tokenization.episode_tokenizer import EpisodeTokenizer
 from trainer.attention import KeyValueCache
 from trainer.config import ModelConfig
 from trainer.decoder import Decoder, Fragment
-from trainer.model import Generalist, ModelInput
+from trainer.model import ModelInput
 from trainer.policy import ActingConfig, GeneralistPolicy, PromptSource
 
 CONFIG = ModelConfig(width=32, num_blocks=3, num_heads=2, key_size=16, feed_forward_size=64)
@@ -55,15 +53,8 @@ def whole(model, fragment, window):
 
 
 @pytest.fixture(params=["rotary", "relative"])
-def model(request):
-    model = Generalist(dataclasses.replace(CONFIG, positions=request.param))
-    model.initialize(0)
-    with torch.no_grad():
-        for block in model.blocks:
-            if request.param == "relative":
-                block.content_bias.normal_(generator=torch.Generator().manual_seed(1))
-                block.position_bias.normal_(generator=torch.Generator().manual_seed(2))
-    return model.eval()
+def model(request, random_model):
+    return random_model(CONFIG, request.param)
 
 
 def some_fragment(rng, length):
