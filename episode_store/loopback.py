@@ -9,8 +9,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import secrets
+import socket
+import sys
+import threading
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -26,7 +30,9 @@ _MAX_DRAINED_BYTES, _DRAIN_SECONDS = 1 << 22, 2.0
 
 
 class LoopbackServer(http.server.ThreadingHTTPServer):
-    """Serves until `shutdown`; one thread a connection.
+    """Serves until `shutdown`; one thread a connection, and none is left after `server_close`.
+
+    A thread that still runs when the interpreter ends takes it down (SIGABRT), if it has used torch.
 
     Args:
       handler: of requests.
@@ -38,7 +44,8 @@ class LoopbackServer(http.server.ThreadingHTTPServer):
       UserError: it cannot listen there.
     """
 
-    daemon_threads = True
+    daemon_threads = False
+    block_on_close = True
 
     def __init__(
         self,
@@ -49,12 +56,49 @@ class LoopbackServer(http.server.ThreadingHTTPServer):
         token: str | None = None,
     ) -> None:
         self.token = token or secrets.token_urlsafe(24)
+        # When each connection was opened or last answered.
+        self._connections: dict[socket.socket, float] = {}
+        self._connections_lock = threading.Lock()
         try:
             super().__init__((address, port), handler)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             where = f"port {port}" if address == ADDRESS else f"address {address}, port {port}"
             raise UserError(f"{where}: {reason}; choose another with --port, or leave it out") from None
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """A thread for a connection."""
+        self.answered(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Ends a connection."""
+        with self._connections_lock:
+            self._connections.pop(request, None)
+        super().shutdown_request(request)
+
+    def answered(self, connection: socket.socket) -> None:
+        """Notes that a connection was opened, or one of its requests answered."""
+        with self._connections_lock:
+            self._connections[connection] = time.monotonic()
+
+    def cut(self, *, before: float) -> None:
+        """Cuts the connections last answered before this time of `time.monotonic`; their threads then end."""
+        with self._connections_lock:
+            late = [connection for connection, at in self._connections.items() if at <= before]
+        for connection in late:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def server_close(self) -> None:
+        """Stops listening, and waits for the requests that are being answered."""
+        self.cut(before=time.monotonic())
+        super().server_close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that has gone is no error of ours; others are printed."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
     def admits(self, token: str) -> bool:
         """Whether this is the token."""

@@ -9,12 +9,10 @@ POST /sessions/<id>/close    ends it
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import ipaddress
 import json
 import re
-import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -136,11 +134,10 @@ class PolicyServer(LoopbackServer):
         self.sessions = Sessions(
             service.make_policy, service.make_watch, most=config.max_sessions, idle_seconds=config.idle_seconds
         )
-        # When each connection was opened or last answered.
-        self._connections: dict[socket.socket, float] = {}
-        self._lock, self._ended = threading.Lock(), threading.Event()
+        self._ended = threading.Event()
+        self._watch = threading.Thread(target=self._close_late, name="late connections", daemon=True)
         super().__init__(_Handler, address=config.address, port=config.port, token=token)
-        threading.Thread(target=self._close_late, name="late connections", daemon=True).start()
+        self._watch.start()
 
     @property
     def url(self) -> str:
@@ -149,45 +146,21 @@ class PolicyServer(LoopbackServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """A thread for a connection, unless there are too many."""
-        with self._lock:
-            if len(self._connections) >= _MAX_CONNECTIONS:
-                self.shutdown_request(request)
-                return
-            self._connections[request] = time.monotonic()
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        """Ends a connection."""
-        with self._lock:
-            self._connections.pop(request, None)
-        super().shutdown_request(request)
-
-    def answered(self, connection: socket.socket) -> None:
-        """A connection may go on for another `request_seconds`."""
-        with self._lock:
-            if connection in self._connections:
-                self._connections[connection] = time.monotonic()
+        if len(self._connections) >= _MAX_CONNECTIONS:
+            self.shutdown_request(request)
+        else:
+            super().process_request(request, client_address)
 
     def server_close(self) -> None:
-        """Stops listening."""
+        """Stops listening, and waits for the requests that are being answered."""
         self._ended.set()
         super().server_close()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has gone is no error of ours; others are printed."""
-        import sys
-
-        if not isinstance(sys.exception() if hasattr(sys, "exception") else sys.exc_info()[1], OSError):
-            super().handle_error(request, client_address)
+        if self._watch.ident is not None:
+            self._watch.join()
 
     def _close_late(self) -> None:
         while not self._ended.wait(min(1.0, self.config.request_seconds / 4)):
-            oldest = time.monotonic() - self.config.request_seconds
-            with self._lock:
-                late = [connection for connection, at in self._connections.items() if at < oldest]
-            for connection in late:
-                with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
+            self.cut(before=time.monotonic() - self.config.request_seconds)
             self.sessions.close_idle()
 
 

@@ -386,6 +386,24 @@ def test_idle_sessions_are_closed(service):
         sessions.act(second, {})
 
 
+def test_no_thread_is_left_after_closing(service):
+    """One that has used torch and outlives the interpreter aborts it."""
+    before = set(threading.enumerate())
+    with PolicyServer(service, ServeConfig(port=0)) as server:
+        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        serving.start()
+        client = Client(server.server_port)
+        client.act(client.open("Discrete-v0"), {"observation": [0, 0, 0]})
+        kept = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
+        kept.request("GET", "/health")
+        kept.getresponse().read()
+        assert len(set(threading.enumerate()) - before) >= 3
+        server.shutdown()
+    serving.join()
+    assert set(threading.enumerate()) <= before
+    kept.close()
+
+
 def test_the_command_serves_and_ends_cleanly(run, shards, tmp_path):
     (tmp_path / "token").write_text(TOKEN + "\n")
     command = ["serve", "--run", str(run), "--shards", str(shards), "--tasks", "Disc*", "--port", "0", "--json"]
