@@ -82,17 +82,20 @@ class LoopbackServer(http.server.ThreadingHTTPServer):
         with self._connections_lock:
             self._connections[connection] = time.monotonic()
 
-    def cut(self, *, before: float) -> None:
-        """Cuts the connections last answered before this time of `time.monotonic`; their threads then end."""
+    def cut(self, *, before: float, how: int = socket.SHUT_RDWR) -> None:
+        """Cuts the connections last answered before this time of `time.monotonic`; their threads then end.
+
+        With `socket.SHUT_RD` they still send the answer that they are at.
+        """
         with self._connections_lock:
             late = [connection for connection, at in self._connections.items() if at <= before]
         for connection in late:
             with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+                connection.shutdown(how)
 
     def server_close(self) -> None:
         """Stops listening, and waits for the requests that are being answered."""
-        self.cut(before=time.monotonic())
+        self.cut(before=time.monotonic(), how=socket.SHUT_RD)
         super().server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:

@@ -243,6 +243,8 @@ def test_a_file_works_without_a_server(browser: Browser, path: Path, tmp_path: P
     ids = [str(row["episode_id"]) for row in content.episodes(sort="-episode_return", limit=20)["rows"]]
     output = tmp_path / "page.html"
     output.write_text(page.build(snapshot.gather(content, ids, max_bytes=10**7)))
+    browser.open("about:blank")
+    browser.console()  # what an earlier test's page said when its server had gone
     opened(browser, output.as_uri())
     browser.wait_for_text("#page-facts", "1–20 of 20 episodes")
     browser.press(RIGHT, RIGHT)
