@@ -32,6 +32,7 @@ from episode_store.errors import UserError
 
 _LAUNCHER = "TRAINER_LAUNCHER_PID"
 _POLL_SECONDS = 0.2
+_LET_GO_SECONDS = 0.5
 # On a CPU more ranks average more often than they save.
 _MOST_CPU_RANKS = 4
 
@@ -137,6 +138,10 @@ def ranks(device: torch.device) -> Iterator[Ranks]:
             yield Ranks(rank=distributed.get_rank(), size=size, device=device)
     finally:
         distributed.destroy_process_group()
+        if device.type == "cpu":
+            # Under FSDP the caches of DTensor keep gloo's threads beyond this. One that drops the tensors of the last
+            # exchange while the interpreter ends would abort it (SIGABRT), so it gets time to do it before.
+            time.sleep(_LET_GO_SECONDS)
 
 
 @contextlib.contextmanager
