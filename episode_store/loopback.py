@@ -45,7 +45,6 @@ class LoopbackServer(http.server.ThreadingHTTPServer):
     """
 
     daemon_threads = False
-    block_on_close = True
 
     def __init__(
         self,

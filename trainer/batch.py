@@ -166,6 +166,11 @@ def batches(
             if isinstance(item, BaseException):
                 raise item
             yield item
+    except GeneratorExit:
+        # No more are wanted. A thread that still uses torch when the interpreter ends would abort it.
+        stopped.set()
+        thread.join(timeout=timeout_seconds)
+        raise
     finally:
         stopped.set()
         thread.join(timeout=1.0)  # a stalled one dies with the process

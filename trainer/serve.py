@@ -152,9 +152,9 @@ class PolicyServer(LoopbackServer):
             super().process_request(request, client_address)
 
     def server_close(self) -> None:
-        """Stops listening, and waits for the requests that are being answered."""
+        """Stops listening, and waits for the requests that are being answered, up to `request_seconds`."""
+        super().server_close()  # a client that does not read its answer is still cut
         self._ended.set()
-        super().server_close()
         if self._watch.ident is not None:
             self._watch.join()
 

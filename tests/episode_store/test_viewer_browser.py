@@ -81,9 +81,17 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def one_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with chromium(tmp_path_factory.mktemp("chromium")) as opened:
         yield opened
+
+
+@pytest.fixture
+def browser(one_browser: Browser) -> Browser:
+    """With no page and an empty console: an earlier test's page may ask a server that has gone."""
+    one_browser.open("about:blank")
+    one_browser.console()
+    return one_browser
 
 
 @pytest.fixture
@@ -243,8 +251,6 @@ def test_a_file_works_without_a_server(browser: Browser, path: Path, tmp_path: P
     ids = [str(row["episode_id"]) for row in content.episodes(sort="-episode_return", limit=20)["rows"]]
     output = tmp_path / "page.html"
     output.write_text(page.build(snapshot.gather(content, ids, max_bytes=10**7)))
-    browser.open("about:blank")
-    browser.console()  # what an earlier test's page said when its server had gone
     opened(browser, output.as_uri())
     browser.wait_for_text("#page-facts", "1–20 of 20 episodes")
     browser.press(RIGHT, RIGHT)

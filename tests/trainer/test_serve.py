@@ -404,6 +404,22 @@ def test_no_thread_is_left_after_closing(service):
     kept.close()
 
 
+def test_closing_does_not_wait_for_a_client_that_never_reads(service):
+    server = PolicyServer(service, ServeConfig(port=0, request_seconds=0.5))
+    serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    serving.start()
+    with socket.create_connection(("127.0.0.1", server.server_port)) as raw:
+        raw.settimeout(0.2)
+        with pytest.raises(TimeoutError):  # the server is stuck with its answers, and takes no more
+            raw.sendall(b"GET /schema HTTP/1.1\r\nHost: localhost\r\n\r\n" * 500_000)
+        server.shutdown()
+        closing = threading.Thread(target=server.server_close, daemon=True)
+        closing.start()
+        closing.join(timeout=20)
+        assert not closing.is_alive()
+    serving.join()
+
+
 def test_the_command_serves_and_ends_cleanly(run, shards, tmp_path):
     (tmp_path / "token").write_text(TOKEN + "\n")
     command = ["serve", "--run", str(run), "--shards", str(shards), "--tasks", "Disc*", "--port", "0", "--json"]

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -315,6 +316,25 @@ def test_a_stalled_loader_is_told(monkeypatch):
     source = batches(Stuck(), batch_size=1, first_step=0, steps_ahead=1, timeout_seconds=0.2)
     with pytest.raises(StalledLoaderError, match=r"no batch for 0\.2 seconds"):
         next(source)
+
+
+def test_closing_waits_for_the_batch_that_is_being_made(data, config):
+    """A thread that still uses torch when the interpreter ends would abort it."""
+    sampler, began = Sampler(data, config.sampler, seed=0), threading.Event()
+
+    class Slow:
+        def sequence(self, number):
+            if number == 1:
+                began.set()
+                time.sleep(1.5)
+            return sampler.sequence(number)
+
+    before = set(threading.enumerate())
+    source = batches(Slow(), batch_size=1, first_step=0, steps_ahead=1)
+    next(source)
+    assert began.wait(10)
+    source.close()
+    assert set(threading.enumerate()) <= before
 
 
 def test_batches_made_ahead_are_those_made_in_time(data, config):
