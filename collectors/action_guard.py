@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,10 @@ class Watch:
         self._guard = guard
         self._name = name
         self._space = space
+        span = space.high - space.low
+        self._low, self._high = space.low - _SLACK * span, space.high + _SLACK * span
+        self._most = guard.max_change * span
+        self._gauge: Gauge | None = None
         self.begin()
 
     def begin(self) -> None:
@@ -100,25 +105,26 @@ class Watch:
             return self._event(OUT_OF_SPACE, f"shape {action.shape}, expected {self._space.shape}")
         if not np.isfinite(action).all():
             return self._event(NON_FINITE, f"{action.tolist()}")
-        slack = _SLACK * (self._space.high - self._space.low)
-        if (action < self._space.low - slack).any() or (action > self._space.high + slack).any():
+        if (action < self._low).any() or (action > self._high).any():
             return self._event(OUT_OF_SPACE, f"{action.tolist()}")
         return False
 
     def limited(self, action: np.ndarray) -> np.ndarray:
         """The action, no further from the last one than the rate allows."""
         if self._last is not None:
-            most = self._guard.max_change * (self._space.high - self._space.low)
-            within = np.clip(action, self._last - most, self._last + most).astype(action.dtype)
-            if not np.allclose(within, action, rtol=0.0, atol=_SLACK):
-                self._event(RATE, f"a change of {np.abs(action - self._last).max():.3g}")
-                action = within
+            change = np.abs(action - self._last)
+            if (change > self._most + _SLACK).any():
+                self._event(RATE, f"a change of {change.max():.3g}")
+                action = np.clip(action, self._last - self._most, self._last + self._most).astype(action.dtype)
         self._last = action
         return action
 
     def exceeded(self, env: gymnasium.Env) -> bool:
         """Whether the robot has left its bounds in the step that was just made."""
-        position, speed, force = measure(env, self._guard.site)
+        model = env.unwrapped.model  # type: ignore[attr-defined]
+        if self._gauge is None or self._gauge.model is not model:
+            self._gauge = Gauge(model, self._guard.site)
+        position, speed, force = self._gauge.read(env.unwrapped.data)  # type: ignore[attr-defined]
         stop = False
         if (position < self._guard.low).any() or (position > self._guard.high).any():
             stop = self._event(POSITION, f"{np.round(position, 3).tolist()} m is outside of the box")
@@ -142,23 +148,38 @@ class Watch:
         return kind in STOPS
 
 
-def measure(env: gymnasium.Env, site: str) -> tuple[np.ndarray, float, float]:
-    """Place of a site (x, y, z) in metres, its speed in m/s, and the force of the hand's hardest contact in newtons."""
-    import mujoco
+class Gauge:
+    """Measures one place of a MuJoCo model.
 
-    model, data = env.unwrapped.model, env.unwrapped.data  # type: ignore[attr-defined]
-    number = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_SITE, site)
-    if number < 0:
-        raise ValueError(f"the model has no site {site!r}")
-    velocity = np.zeros(6)
-    mujoco.mj_objectVelocity(model, data, mujoco.mjtObj.mjOBJ_SITE, number, velocity, 0)
-    hand = _hand(model, int(model.site_bodyid[number]))
-    wrench, hardest = np.zeros(6), 0.0
-    touching = np.isin(model.geom_bodyid[data.contact.geom], hand).any(axis=1) if data.ncon else ()
-    for contact in np.flatnonzero(touching):
-        mujoco.mj_contactForce(model, data, contact, wrench)
-        hardest = max(hardest, float(np.linalg.norm(wrench[:3])))
-    return data.site_xpos[number].copy(), float(np.linalg.norm(velocity[3:])), hardest
+    Args:
+      model: of MuJoCo.
+      site: name of the place.
+
+    Raises:
+      ValueError: the model has no such site.
+    """
+
+    def __init__(self, model: Any, site: str) -> None:
+        import mujoco
+
+        self.model = model
+        self._site = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_SITE, site)
+        if self._site < 0:
+            raise ValueError(f"the model has no site {site!r}")
+        self._is_hand = np.isin(model.geom_bodyid, _hand(model, int(model.site_bodyid[self._site])))
+        self._velocity, self._wrench = np.zeros(6), np.zeros(6)
+
+    def read(self, data: Any) -> tuple[np.ndarray, float, float]:
+        """Place (x, y, z) in metres, speed in m/s, and the force of the hand's hardest contact in newtons."""
+        import mujoco
+
+        mujoco.mj_objectVelocity(self.model, data, mujoco.mjtObj.mjOBJ_SITE, self._site, self._velocity, 0)
+        hardest = 0.0
+        if data.ncon:
+            for contact in self._is_hand[data.contact.geom].any(axis=1).nonzero()[0]:
+                mujoco.mj_contactForce(self.model, data, contact, self._wrench)
+                hardest = max(hardest, math.hypot(*self._wrench[:3]))
+        return data.site_xpos[self._site].copy(), math.hypot(*self._velocity[3:]), hardest
 
 
 def _hand(model: Any, body: int) -> list[int]:

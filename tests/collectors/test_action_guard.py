@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from collectors import registry
-from collectors.action_guard import EVENTS, GUARD, ActionGuard, count_events, measure
+from collectors.action_guard import EVENTS, GUARD, ActionGuard, Gauge, count_events
 from collectors.collection import CollectionJob, run
 from collectors.policies import ScriptedPolicy
 from collectors.rollout import rollout
@@ -94,15 +94,16 @@ def test_a_robot_out_of_its_bounds_is_stopped(limits: dict[str, Any], kind: str)
 def test_what_is_measured_is_the_hand() -> None:
     env = REACH.environment()
     env.reset(seed=1)
-    before, speed, _ = measure(env, "endEffector")
+    gauge = Gauge(env.unwrapped.model, "endEffector")
+    before, speed, _ = gauge.read(env.unwrapped.data)
     np.testing.assert_allclose(before, env.unwrapped.data.site("endEffector").xpos)
     for _ in range(10):
         env.step(np.array([0, 0, 1, 0], np.float32))
-    after, speed, _ = measure(env, "endEffector")
+    after, speed, _ = gauge.read(env.unwrapped.data)
     assert after[2] > before[2] + 0.03
     assert 0.01 < speed < 2.0
     with pytest.raises(ValueError, match="no site 'nothing'"):
-        measure(env, "nothing")
+        Gauge(env.unwrapped.model, "nothing")
 
 
 def test_guarded_tasks_say_so_in_their_episodes_and_quiet_ones_have_no_events() -> None:
