@@ -13,7 +13,7 @@ import numpy as np
 from collectors import spaces
 from collectors.keyboard import Keyboard, keyboard_for, waits
 from collectors.pixels import draw
-from collectors.rollout import EpisodeRecorder, reset_quietly
+from collectors.rollout import EpisodeRecorder, reported_success, reset_quietly
 from collectors.seeds import Purpose, episode_seeds
 from collectors.task import Task
 from episode_store.episode import Episode, EpisodeMetadata
@@ -98,8 +98,9 @@ def play(
                 action = _wait_for_a_key(screen, choose) if waits(task.family) else _at_the_beat(screen, choose, rate)
                 if action is None:
                     continue
-                observation, reward, terminated, truncated, _ = env.step(action)
-                recorder.step(note(action), see(observation), reward, terminated, truncated)
+                observation, reward, terminated, truncated, info = env.step(action)
+                success = reported_success(info)
+                recorder.step(note(action), see(observation), reward, terminated, truncated, success=success)
                 total += float(reward)
             if recorder.is_over:
                 screen.show(draw(env, task.task_id), f"{task.task_id}: over, return {total:.2f}")

@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium
 
 from collectors import spaces
-from collectors.rollout import EpisodeRecorder, reset_quietly
+from collectors.rollout import EpisodeRecorder, reported_success, reset_quietly
 from episode_store.episode import Episode, EpisodeMetadata
 from episode_store.task import TaskSpec
 
@@ -59,7 +59,8 @@ class RecordingEnv(gymnasium.Wrapper):
         """Steps and records."""
         fields = self._flatten_action(action)
         observation, reward, terminated, truncated, info = self.env.step(action)
-        self._recorder.step(fields, self._flatten_observation(observation), reward, terminated, truncated)
+        seen, success = self._flatten_observation(observation), reported_success(info)
+        self._recorder.step(fields, seen, reward, terminated, truncated, success=success)
         if self._recorder.is_over:
             metadata = dataclasses.replace(self._episode_metadata, seed=self._seed, collection_index=self._next_index())
             self._on_episode(self._recorder.finish(metadata))

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 # Longest side of a recorded frame in pixels.
 MAX_FRAME_SIDE = 320
 
+# Where environments say in a step's info whether the task is solved: Meta-World and robosuite, Gymnasium-Robotics.
+SUCCESS_KEYS = ("success", "is_success")
+
 
 class Policy(Protocol):
     """Acts in several episodes at once, one a slot.
@@ -144,6 +147,7 @@ class EpisodeRecorder:
         self._rewards: list[float] = []
         self._exploratory: list[bool] = []
         self._terminated = self._truncated = self.is_over = False
+        self._success: bool | None = None
 
     def step(
         self,
@@ -153,13 +157,15 @@ class EpisodeRecorder:
         terminated: bool,
         truncated: bool,
         exploratory: bool = False,
+        success: bool | None = None,
     ) -> None:
-        """Adds an executed action and what came after it."""
+        """Adds an executed action and what came after it; the last step's `success` is the episode's."""
         self._actions.append(action)
         self._observations.append(observation)
         self._rewards.append(float(reward))
         self._exploratory.append(exploratory)
         self._terminated, self._truncated = bool(terminated), bool(truncated)
+        self._success = success
         self.is_over = self._terminated or self._truncated
 
     @property
@@ -174,6 +180,8 @@ class EpisodeRecorder:
 
     def finish(self, metadata: EpisodeMetadata) -> Episode:
         """The whole episode."""
+        if self._success is not None:
+            metadata = dataclasses.replace(metadata, success=self._success)
         return Episode(
             task_id=self._task_id,
             observations=_stack(self._observations, self._spec.observation_spec),
@@ -184,6 +192,11 @@ class EpisodeRecorder:
             step_columns={EXPLORATORY: np.array(self._exploratory, bool)},
             metadata=metadata,
         )
+
+
+def reported_success(info: Mapping[str, Any]) -> bool | None:
+    """Whether an environment says in a step's info that the task is solved; None where it does not tell."""
+    return next((bool(info[key]) for key in SUCCESS_KEYS if key in info), None)
 
 
 def _stack(steps: Sequence[Mapping[str, Any]], specs: Mapping[str, Any]) -> dict[str, Any]:
@@ -244,13 +257,14 @@ class _Slot:
         action, exploratory = (self._watch.hold_still, True) if stopped else self._chosen(choice)  # type: ignore[union-attr]
         if self._watch is not None and not stopped:
             action = self._watch.limited(action)
-        value, reward, terminated, truncated, _ = self.env.step(action)
+        value, reward, terminated, truncated, info = self.env.step(action)
         if self._watch is not None:
             stopped = self._watch.exceeded(self.env) or stopped
             truncated = truncated or (stopped and not terminated)
         self.observation = self._flatten_observation(value)
         fields = self._flatten_action(action)
-        self.recorder.step(fields, self.observation, reward, terminated, truncated, exploratory)
+        success = reported_success(info)
+        self.recorder.step(fields, self.observation, reward, terminated, truncated, exploratory, success)
         if self._filming:
             self._frames.append(self._frame())
         return action

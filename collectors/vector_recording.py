@@ -19,7 +19,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import iterate
 
 from collectors import spaces
-from collectors.rollout import EpisodeRecorder
+from collectors.rollout import SUCCESS_KEYS, EpisodeRecorder, reported_success
 from episode_store.episode import Episode, EpisodeMetadata
 from episode_store.errors import UserError
 from episode_store.task import TaskSpec
@@ -51,11 +51,13 @@ class _Members:
         self._recorders[member].begin(self._flatten_observation(observation))
         self._seeds[member] = seed
 
-    def step(self, member: int, action: Any, observation: Any, reward: Any, terminated: bool, truncated: bool) -> None:
+    def step(
+        self, member: int, action: Any, observation: Any, reward: Any, terminated: bool, truncated: bool,
+        success: bool | None,
+    ) -> None:  # fmt: skip
         recorder = self._recorders[member]
-        recorder.step(
-            self._flatten_action(action), self._flatten_observation(observation), reward, terminated, truncated
-        )
+        fields, seen = self._flatten_action(action), self._flatten_observation(observation)
+        recorder.step(fields, seen, reward, terminated, truncated, success=success)
         if recorder.is_over:
             metadata = dataclasses.replace(self._metadata, seed=self._seeds[member], collection_index=self._next_index)
             self._next_index += 1
@@ -125,9 +127,10 @@ class RecordingVectorEnv(gymnasium.vector.VectorWrapper):
                 continue
             at_once = self._mode == AutoresetMode.SAME_STEP and ended[member]
             last = _member_of(infos["final_obs"], member) if at_once else observation
-            self._members.step(
-                member, action, last, rewards[member], bool(terminations[member]), bool(truncations[member])
-            )
+            told = infos.get("final_info", {}) if at_once else infos
+            said = {key: told[key][member] for key in SUCCESS_KEYS if key in told and told[f"_{key}"][member]}
+            ends = bool(terminations[member]), bool(truncations[member])
+            self._members.step(member, action, last, rewards[member], *ends, reported_success(said))
             if at_once:
                 self._members.begin(member, observation)
         self._over = np.array(ended)
@@ -185,7 +188,8 @@ class RecordingVecEnv:
             after = _row(observations, member)
             last = info["terminal_observation"] if dones[member] else after
             cut = bool(dones[member] and info.get("TimeLimit.truncated", False))
-            self._members.step(member, actions[member], last, rewards[member], bool(dones[member]) and not cut, cut)
+            ends = bool(dones[member]) and not cut, cut
+            self._members.step(member, actions[member], last, rewards[member], *ends, reported_success(info))
             if dones[member]:
                 self._members.begin(member, after)
 

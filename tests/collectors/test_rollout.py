@@ -44,6 +44,17 @@ def plain_loop(seed: int) -> tuple[list, list, list, bool, bool]:
     return observations, actions, rewards, terminated, truncated
 
 
+@pytest.mark.parametrize(
+    ("task_id", "policy", "success"),
+    [("metaworld/reach-v3", scripted_policy, True), ("metaworld/reach-v3", random_policy, False),
+     ("CartPole-v1", random_policy, None)],
+)  # fmt: skip
+def test_an_episode_succeeded_if_the_environment_says_so(task_id: str, policy: Any, success: bool | None) -> None:
+    task = registry.get(task_id)
+    (episode,) = rollout(task, policy(task), seeds=[3])
+    assert episode.metadata.success is success
+
+
 @pytest.mark.parametrize("num_envs", [1, 3, 8])
 def test_episodes_equal_a_plain_loop(num_envs: int) -> None:
     seeds = [11, 5, 7, 42, 3]

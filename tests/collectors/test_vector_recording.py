@@ -22,7 +22,8 @@ METADATA = EpisodeMetadata(agent_id="somebody")
 
 
 class Count(gymnasium.Env):
-    """Member `rank` ends every rank + 2 steps: in turn terminated and truncated. What it shows names its episode."""
+    """Member `rank` ends every rank + 2 steps: in turn terminated and truncated. What it shows names its episode.
+    The last member does not tell whether it succeeded."""
 
     def __init__(self, rank: int, nested: bool) -> None:
         self.rank, self.nested, self.episode = rank, nested, -1
@@ -45,7 +46,8 @@ class Count(gymnasium.Env):
         self.clock += 1
         over = self.clock == self.rank + 2
         odd = self.episode % 2 == 1
-        return self._see(), float(action), over and not odd, over and odd, {}
+        told = {"success" if self.nested else "is_success": over and not odd} if self.rank < MEMBERS - 1 else {}
+        return self._see(), float(action), over and not odd, over and odd, told
 
     def _see(self) -> Any:
         place = np.array([self.episode * 10 + self.clock, self.rank], np.float32)
@@ -91,6 +93,7 @@ def compare(recorded: list[Episode], expected: list[list[Any]]) -> None:
             assert episode.actions["action"].tolist() == done
             assert episode.rewards.tolist() == rewards
             assert (episode.terminated, episode.truncated) == (terminated, truncated)
+            assert episode.metadata.success == (None if member == MEMBERS - 1 else terminated)
 
 
 def spec_of(nested: bool) -> TaskSpec:
