@@ -39,7 +39,7 @@ class Saved:
 def save(path: Path, model: BaseAlgorithm, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Writes the agent, whole or not at all; returns the header: `facts` and the agent's progress."""
     tensors: dict[str, torch.Tensor] = {}
-    parameters = _take_tensors(model.get_parameters(), "", tensors)
+    parameters = _take_tensors(model.get_parameters(), "", tensors, {})
     # SAC's and TQC's entropy coefficient is in no state_dict.
     _, variables = model._get_torch_save_params()
     for name in variables:
@@ -157,21 +157,29 @@ def _replay_arrays(buffer: Any) -> dict[str, np.ndarray]:
 
 def _statistics(model: BaseAlgorithm) -> list[tuple[str, Any]]:
     normalize = model.get_vec_normalize_env()
-    return [] if normalize is None else [("observation", normalize.obs_rms), ("return", normalize.ret_rms)]
+    if normalize is None:
+        return []
+    observed = [("observation", normalize.obs_rms)] if normalize.norm_obs else []
+    return [*observed, ("return", normalize.ret_rms)]
 
 
-def _take_tensors(tree: Any, key: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """A JSON skeleton of a nested state; its tensors go to `tensors`. Keys that are numbers are marked."""
+def _take_tensors(tree: Any, key: str, tensors: dict[str, torch.Tensor], places: dict[Any, str]) -> Any:
+    """A JSON skeleton of a nested state; its tensors go to `tensors`. Keys that are numbers are marked.
+
+    Agents that see pictures have one network under several names: `places` has the first name of what lies where.
+    """
     if isinstance(tree, torch.Tensor):
-        tensors[key] = tree.detach().cpu().contiguous()
-        return {"$tensor": key}
+        first = places.setdefault((tree.data_ptr(), tree.shape, tree.stride()), key) if tree.numel() else key
+        if first == key:
+            tensors[key] = tree.detach().cpu().contiguous()
+        return {"$tensor": first}
     if isinstance(tree, Mapping):
         return {
-            f"#{name}" if isinstance(name, int) else name: _take_tensors(value, f"{key}/{name}", tensors)
+            f"#{name}" if isinstance(name, int) else name: _take_tensors(value, f"{key}/{name}", tensors, places)
             for name, value in tree.items()
         }
     if isinstance(tree, list | tuple):
-        return [_take_tensors(value, f"{key}/{place}", tensors) for place, value in enumerate(tree)]
+        return [_take_tensors(value, f"{key}/{place}", tensors, places) for place, value in enumerate(tree)]
     return tree
 
 

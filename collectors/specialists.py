@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import stable_baselines3
 import torch
+from gymnasium.spaces import Dict
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from collectors import spaces, specialist_file
@@ -146,6 +147,8 @@ class SpecialistPolicy:
         # What a recurrent agent remembers in each slot: None until its first step.
         self._is_recurrent = hasattr(model.policy, "lstm_actor")
         self._memory: dict[int, Any] = {}
+        self._frame_stack = _recipe(task).frame_stack
+        self._frames: dict[int, collections.deque[dict[str, np.ndarray]]] = {}
         env = task.environment()
         try:
             self._to_value = spaces.unflattener(env.observation_space, "observation")
@@ -154,12 +157,15 @@ class SpecialistPolicy:
             env.close()
 
     def begin_episode(self, slot: int, env: gymnasium.Env, seed: int) -> None:
-        """A recurrent agent forgets the episode before."""
+        """What an agent remembers of the episode before is forgotten."""
         self._memory.pop(slot, None)
+        self._frames.pop(slot, None)
 
     def act(self, slots: Sequence[int], observations: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
         """The deterministic actions, clipped or scaled into the action space as in training."""
         values = [self._to_value(observation) for observation in observations]
+        if self._frame_stack > 1:
+            values = [self._stacked(slot, value) for slot, value in zip(slots, values, strict=True)]
         batch: Any
         if isinstance(values[0], dict):
             batch = {key: np.stack([value[key] for value in values]) for key in values[0]}
@@ -172,6 +178,15 @@ class SpecialistPolicy:
         else:
             actions, _ = self._model.predict(batch, deterministic=True)
         return [self._to_fields(action) for action in actions]
+
+    def _stacked(self, slot: int, value: Any) -> Any:
+        """The newest observation behind those before it, as `VecFrameStack` has them."""
+        keyed = value if isinstance(value, dict) else {"": value}
+        black = {key: np.zeros_like(one) for key, one in keyed.items()}
+        frames = self._frames.setdefault(slot, collections.deque([black] * self._frame_stack, self._frame_stack))
+        frames.append(keyed)
+        stacked = {key: np.concatenate([frame[key] for frame in frames], axis=-1) for key in keyed}
+        return stacked if isinstance(value, dict) else stacked[""]
 
     def _predict_with_memory(self, slots: Sequence[int], batch: Any) -> Any:
         policy: Any = self._model.policy
@@ -203,7 +218,7 @@ def load_specialist(task: Task, path: Path) -> SpecialistPolicy:
     saved = specialist_file.load(path, _identity(task, recipe))
     if not saved.header["finished"]:
         raise UserError(f"the specialist at {path} is still in training: run `collectors train` again to finish it")
-    model = _build(_to_act(recipe), DummyVecEnv([task.environment]), seed=0)
+    model = _build(_to_act(recipe), _as_seen(DummyVecEnv([task.environment]), recipe, training=False), seed=0)
     specialist_file.restore(model, saved)
     digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
     policy = SpecialistPolicy(task, model, agent_id=agent_id(task, saved.header["seed"]), agent_hash=digest)
@@ -256,10 +271,7 @@ class _Recorder:
                 on_episode=self._on_episode,
             )
 
-        vec_env: VecEnv = DummyVecEnv([make] * recipe.num_envs)
-        if recipe.normalize:
-            vec_env = VecNormalize(vec_env, gamma=recipe.hyperparameters.get("gamma", 0.99))
-        return vec_env
+        return _as_seen(DummyVecEnv([make] * recipe.num_envs), recipe)
 
     def _on_episode(self, episode: Episode) -> None:
         self._sink(episode)
@@ -272,18 +284,34 @@ def _endless_seeds(seed: int, first: int) -> Any:
         yield from episode_seeds(Purpose.TRAIN, seed=seed, count=1024, first=place)
 
 
+def _as_seen(vec_env: VecEnv, recipe: Sb3Expert, *, training: bool = True) -> VecEnv:
+    """What the learner gets instead of the environments themselves."""
+    if recipe.frame_stack > 1:
+        vec_env = VecFrameStack(vec_env, recipe.frame_stack)
+    if recipe.normalize:
+        space, gamma = vec_env.observation_space, recipe.hyperparameters.get("gamma", 0.99)
+        keys = [key for key, one in space.items() if not _is_picture(one)] if isinstance(space, Dict) else None
+        norm_obs = not _is_picture(space) if keys is None else bool(keys)
+        vec_env = VecNormalize(vec_env, training=training, norm_obs=norm_obs, norm_obs_keys=keys or None, gamma=gamma)
+    return vec_env
+
+
+def _is_picture(space: gymnasium.Space) -> bool:
+    return len(space.shape or ()) == 3
+
+
 def _build(recipe: Sb3Expert, vec_env: VecEnv, *, seed: int, tensorboard: str | None = None) -> BaseAlgorithm:
     # A copy: SB3 writes into policy_kwargs, and the recipe is shared.
     hyperparameters = {key: _schedule(value) for key, value in copy.deepcopy(dict(recipe.hyperparameters)).items()}
     policy = hyperparameters.pop("policy", None) or _default_policy(recipe.algorithm, vec_env.observation_space)
     if hyperparameters.get("replay_buffer_class") == "HerReplayBuffer":
         hyperparameters["replay_buffer_class"] = HerReplayBuffer
-    if recipe.normalize and not isinstance(vec_env, VecNormalize):
-        vec_env = VecNormalize(vec_env, training=False)
     if vec_env.num_envs < recipe.num_envs:
         # Loaded to act in one environment, where SB3 would warn that batches do not fit.
         warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
-    device = "auto" if policy.startswith("Cnn") else "cpu"
+    space = vec_env.observation_space
+    pictures = map(_is_picture, space.values() if isinstance(space, Dict) else [space])
+    device = "auto" if any(pictures) else "cpu"
     return _algorithm(recipe.algorithm)(
         policy, vec_env, seed=seed, device=device, verbose=0, tensorboard_log=tensorboard, **hyperparameters
     )
@@ -298,12 +326,10 @@ def _algorithm(name: str) -> type[BaseAlgorithm]:
 
 
 def _default_policy(algorithm: str, space: gymnasium.Space) -> str:
-    import gymnasium
-
     kind = "Mlp"
-    if isinstance(space, gymnasium.spaces.Dict):
+    if isinstance(space, Dict):
         kind = "MultiInput"
-    elif len(space.shape or ()) == 3:
+    elif _is_picture(space):
         kind = "Cnn"
     return f"{kind}{'Lstm' * (algorithm == 'RecurrentPPO')}Policy"
 

@@ -178,7 +178,8 @@ class Sb3Expert:
       hyperparameters: keyword arguments of the algorithm; "policy_kwargs" included. A number may be written as
         {"linear": 0.001}: it falls linearly to 0 over the training.
       num_envs: environments stepped together.
-      normalize: observations and rewards are scaled by running statistics.
+      normalize: rewards, and observations that are not pictures, are scaled by running statistics.
+      frame_stack: so many of the last pictures are seen at once, one behind the other; black before the first.
       stop_at: training ends once the mean return of the last `stop_window` episodes is at least this; None: never.
       stop_window: see `stop_at`.
       patience_steps: training also ends once that mean has not risen for this many steps; None: never.
@@ -189,6 +190,7 @@ class Sb3Expert:
     hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     num_envs: int = 8
     normalize: bool = False
+    frame_stack: int = 1
     stop_at: float | None = None
     stop_window: int = 40
     patience_steps: int | None = None

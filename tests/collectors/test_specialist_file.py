@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
 from collectors import registry, specialist_file, specialists
 from collectors.rollout import rollout
@@ -23,6 +24,7 @@ from collectors.task import Environment, Sb3Expert, Task
 from episode_store.episode import Episode
 from episode_store.errors import UserError
 
+PICTURES = "minigrid/Empty-Random-5x5-rgb-v0"
 SMALL = {"policy_kwargs": {"net_arch": [8]}}
 OFF_POLICY = {**SMALL, "buffer_size": 1000, "learning_starts": 50, "train_freq": 1, "gradient_steps": 1}
 HINDSIGHT = {"replay_buffer_class": "HerReplayBuffer", "replay_buffer_kwargs": {"n_sampled_goal": 2}}
@@ -37,14 +39,18 @@ ALGORITHMS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "TQC": ("Pendulum-v1", OFF_POLICY),
     "TD3": ("Pendulum-v1", OFF_POLICY),
     "HER": ("reach", {**OFF_POLICY, **HINDSIGHT, "learning_starts": 120}),
+    "pictures": (PICTURES, {"n_steps": 32, "batch_size": 32, "policy_kwargs": {"net_arch": [8]}}),
 }
 
 
 def a_task(algorithm: str, steps: int = 300) -> Task:
     name, hyperparameters = ALGORITHMS[algorithm]
     recipe = Sb3Expert(
-        algorithm="SAC" if algorithm == "HER" else algorithm, steps=steps, hyperparameters=hyperparameters, num_envs=2
-    )
+        algorithm={"HER": "SAC", "pictures": "PPO"}.get(algorithm, algorithm), steps=steps,
+        hyperparameters=hyperparameters, num_envs=2,
+    )  # fmt: skip
+    if algorithm == "pictures":
+        recipe = dataclasses.replace(recipe, frame_stack=3, normalize=True)
     if name == "reach":
         return Task(
             task_id="Reach-v0", family="test", make_env=Environment(env_id="Reach-v0", maker=_reach), expert=recipe
@@ -105,6 +111,25 @@ def test_a_specialist_is_trained_recorded_and_loaded(
     together = {e.metadata.seed: e.content_hash() for e in rollout(task, policy, seeds=[1, 2, 3], num_envs=3)}
     alone = {e.metadata.seed: e.content_hash() for e in rollout(task, policy, seeds=[3, 1, 2])}
     assert together == alone
+
+
+def test_pictures_are_seen_one_behind_the_other_as_in_training(tmp_path: Path) -> None:
+    task, path = a_task("pictures"), tmp_path / "agent.safetensors"
+    specialists.train_specialist(task, lambda episode: None, path=path)
+    policy = specialists.load_specialist(task, path)
+    stacked = VecFrameStack(DummyVecEnv([task.environment]), 3)
+    stacked.seed(5)
+    env = task.environment()
+    observation, _ = env.reset(seed=5)
+    expected = stacked.reset()
+    assert isinstance(expected, dict)
+    assert not expected["image"][0, ..., :-3].any()
+    for _ in range(4):
+        np.testing.assert_array_equal(policy._stacked(0, observation)["image"], expected["image"][0])
+        observation, *_ = env.step(1)
+        expected, *_ = stacked.step(np.array([1]))
+    policy.begin_episode(0, env, 0)
+    assert not policy._stacked(0, observation)["image"][..., :-3].any()
 
 
 @pytest.mark.parametrize("algorithm", ["QRDQN", "SAC", "HER"])
