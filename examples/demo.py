@@ -29,6 +29,7 @@ TASKS = {
     "FrozenLake-v1": 20_000,
     "LunarLander-v3": 80_000,
     "Reacher-v5": 20_000,
+    "InvertedPendulum-v5": 30_000,
     "babyai/GoToObj-v0": 15_000,
     "babyai/GoToLocal-v0": 40_000,
     "minigrid/Empty-Random-5x5-rgb-v0": 8_000,

@@ -28,7 +28,7 @@ def demo() -> TrainConfig:
     base = tiny()
     # Shares of the tokens. A step of BabyAI costs 57 tokens for one action, one of Taxi 3.
     weights = {
-        "babyai/GoToLocal-v0": 5.0,
+        "babyai/GoToLocal-v0": 6.5,
         "babyai/*": 1.0,
         "metaworld/*": 1.5,
         "Pendulum-v1": 2.5,
@@ -36,6 +36,7 @@ def demo() -> TrainConfig:
         "CartPole-v1": 1.0,
         "Acrobot-v1": 0.8,
         "Reacher-v5": 0.8,
+        "InvertedPendulum-v5": 1.0,
         "MountainCar-v0": 0.3,
         "Taxi-v4": 0.4,
         "FrozenLake-v1": 0.4,
