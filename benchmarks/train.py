@@ -44,10 +44,11 @@ _CPU = torch.device("cpu")
 
 
 def measures() -> Iterator[Race | Alone]:
-    """`train.text`, `train.control`, `train.data_wait`, `train.parallel_loss` and `train.resume`."""
+    """`train.text`, `.control`, `.positions`, `.data_wait`, `.parallel_loss` and `.resume`."""
     torch.set_num_threads(1)
     yield _race("train.text", 1.0, (TEXT,))
     yield _race("train.control", 1.5, (ARM, POLE))
+    yield _positions()
     facts = {"what": "tiny, batches made in the training process itself, as on every CPU"}
     yield Alone(name="train.data_wait", unit="share of a step", goal=0.02, ours=_data_wait, facts=facts)
     for sharding in ("ddp", "fsdp"):
@@ -84,6 +85,22 @@ def _race(name: str, goal: float, task_ids: Sequence[str]) -> Race:
         } or {"none": lambda: float("inf")},
         not_measured=missing,
     )  # fmt: skip
+
+
+def _positions() -> Race:
+    """Rotary positions beside the paper's relative ones."""
+    config = _config((TEXT, ARM, POLE))
+    precision = choose_precision("auto", _CPU)
+    amount = float(_ROWS * _STEPS * config.sampler.context_tokens)
+    relative = dataclasses.replace(config, model=dataclasses.replace(config.model, positions="relative"))
+    return Race(
+        name="train.positions",
+        unit=f"tokens/s of CPU time, {precision}, rotary positions",
+        goal=1.0,
+        amount=amount,
+        ours=_Ours(config, precision, amount),
+        peers={"relative positions, as in the paper": _Ours(relative, precision, amount)},
+    )
 
 
 class _Ours:
