@@ -179,7 +179,7 @@ class Sb3Expert:
         {"linear": 0.001}: it falls linearly to 0 over the training.
       num_envs: environments stepped together.
       normalize: rewards, and observations that are not pictures, are scaled by running statistics.
-      frame_stack: so many of the last pictures are seen at once, one behind the other; black before the first.
+      frame_stack: so many of the last observations are seen at once, one behind the other; zeros before the first.
       stop_at: training ends once the mean return of the last `stop_window` episodes is at least this; None: never.
       stop_window: see `stop_at`.
       patience_steps: training also ends once that mean has not risen for this many steps; None: never.
