@@ -166,7 +166,7 @@ def checksum(sequences: Iterable[Sequence], num_arrays: int) -> int:
     value = 0
     for sequence in sequences:
         for array, dtype in zip(sequence[:num_arrays], _DTYPES, strict=False):
-            value = zlib.crc32(np.ascontiguousarray(np.asarray(array).astype(dtype, copy=False)), value)
+            value = zlib.crc32(np.ascontiguousarray(np.asarray(array).astype(dtype, copy=False)).data, value)
     return value
 
 

@@ -625,7 +625,7 @@ class Tfds(Peer):
             encoding = "zlib" if values.dtype == np.uint8 else "bytes"
             return tfds.features.Tensor(shape=values.shape[1:], dtype=values.dtype, encoding=encoding)
 
-        class Steps(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        class Steps(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
             """Episodes as RLDS."""
 
             VERSION = tfds.core.Version("1.0.0")

@@ -10,7 +10,8 @@ import numpy as np
 
 from beam_jobs.build_shards import build_locally
 from beam_jobs.plan import BuildConfig
-from beam_jobs.return_filter import FilterRule
+from beam_jobs.return_filter import FilterRule, ReturnFilter
+from beam_jobs.stores import Source
 from episode_store.spec import ArraySpec, Modality, uniform_bounds
 from episode_store.task import TaskSpec
 from episode_store.testing import random_episode
@@ -61,11 +62,11 @@ def shards() -> Path:
                 writer.add_episode(episode)
     build_locally(
         BuildConfig(
-            store=folder / "store",
+            sources=(Source(name="store", store=folder / "store"),),
             output=folder / "shards",
             text_model=folder / "text.model",
             task_ids=tuple(sorted(task.task_id for task in _TASKS)),
-            rule=FilterRule.NONE,
+            return_filter=ReturnFilter(rule=FilterRule.NONE),
             random_returns={task.task_id: 0.0 for task in _TASKS},
             holdout=0.1,
         )
