@@ -154,11 +154,13 @@ def batches(
 
     thread = threading.Thread(target=work, name="batches", daemon=True)
     thread.start()
+    patience = timeout_seconds
     try:
         while True:
             try:
                 item = ready.get(timeout=timeout_seconds)
             except queue.Empty:
+                patience = 1.0  # it dies with the process
                 raise StalledLoaderError(
                     f"no batch for {timeout_seconds:g} seconds; is the disk of the shards still there? Run the same "
                     "command again, it goes on from the last checkpoint; loader_timeout_seconds sets the limit"
@@ -166,11 +168,7 @@ def batches(
             if isinstance(item, BaseException):
                 raise item
             yield item
-    except GeneratorExit:
-        # No more are wanted. A thread that still uses torch when the interpreter ends would abort it.
-        stopped.set()
-        thread.join(timeout=timeout_seconds)
-        raise
     finally:
+        # A thread that still uses torch when the interpreter ends would abort it.
         stopped.set()
-        thread.join(timeout=1.0)  # a stalled one dies with the process
+        thread.join(timeout=patience)
