@@ -508,7 +508,9 @@ class EpisodeStore:
             self._entries.clear()
             self._tables.clear()
         key = index.files.name, record.header.task_id
-        table = self._tables.get(key) or self._tables.setdefault(key, WindowTable(data, record.header))
+        if key not in self._tables:
+            self._tables[key] = WindowTable(index.files.data, data, record.header)
+        table = self._tables[key]
         row = table.add(record.header, offset)
         entry = (None, 0) if row is None else (table, row)
         self._entries[episode_id] = entry

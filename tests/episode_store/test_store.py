@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from episode_store import checked_json
+from episode_store import checked_json, column_codecs, window_table
 from episode_store.errors import CorruptionError, StoreError
 from episode_store.spec import ArraySpec, Modality
 from episode_store.store import EpisodeStore
@@ -310,6 +312,45 @@ def test_a_changed_bit_in_a_large_batch(tmp_path: Path) -> None:
     np.testing.assert_array_equal(batch["rewards"][1], episodes[1].rewards[11:19])
     with pytest.raises(CorruptionError, match=f"episode {ids[1]} of Robot-v1.*rewards: the checksum of block 2 does"):
         store.read_windows([(ids[number % 3], 580) for number in range(40)], 32, {"rewards": np.zeros((40, 32))})
+
+
+def test_blocks_are_compared_again_once_their_file_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at every read of an unchanged file; even if who changed it put the time of modification back."""
+    task = example_tasks()["Robot-v1"]
+    with EpisodeWriter(tmp_path) as writer:
+        writer.add_task(task)
+        ids = [writer.add_episode(random_episode(task, np.random.default_rng(seed), 900)) for seed in range(3)]
+    (file,) = (tmp_path / "segments").glob("*.data")
+    compared = []
+    checksum = column_codecs.checksum
+    monkeypatch.setattr(column_codecs, "checksum", lambda data: compared.append(1) or checksum(data))
+    store = EpisodeStore.open(tmp_path)
+    places = [(ids[number % 3], 10 * number) for number in range(40)]
+    batch = {"rewards": np.zeros((40, 32))}
+
+    def num_compared() -> int:
+        compared.clear()
+        store.read_windows(places, 32, batch)
+        return len(compared)
+
+    # A file that was written a moment ago: a second change of the same moment might not show.
+    assert num_compared() == num_compared() > 0
+    monkeypatch.setattr(window_table, "_SETTLED_SECONDS", -1.0)
+    assert num_compared() > num_compared() == 0
+    store.read_windows([(ids[0], 880)] * 40, 8, {"rewards": np.zeros((40, 8))})
+    assert len(compared) > 0, "a block that no window needed before"
+
+    time.sleep(0.05)
+    before = file.stat()
+    (rewards,) = [column for column in store.columns(ids[1]) if column.path == "rewards"]
+    content = file.read_bytes()
+    position = content.index(bytes.fromhex(ids[1])) - 32 + rewards.offset + 8 * 300
+    with file.open("r+b") as damaged:
+        damaged.seek(position)
+        damaged.write(bytes([content[position] ^ 1]))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(CorruptionError, match=f"episode {ids[1]} of Robot-v1.*rewards: the checksum of block 1 does"):
+        num_compared()
 
 
 def test_views_stay_when_files_are_unmapped(tmp_path: Path) -> None:
