@@ -158,7 +158,7 @@ def _collect(arguments: argparse.Namespace, *, train: bool, collect: bool) -> No
     if train and not collect and len(trained) < len(tasks):
         others = [task.task_id for task in tasks if task not in trained]
         raise UserError(f"no specialist to train for {', '.join(others)}: use `collectors collect`")
-    if trained and arguments.output is None:
+    if trained and arguments.output is None and getattr(arguments, "agent", "expert") == "expert":
         raise UserError(f"--output is needed: the folder that has the specialist of {trained[0].task_id} in agents/")
     todo = [
         collection.CollectionJob(

@@ -252,20 +252,20 @@ def _policy(task: Task, job: CollectionJob) -> Policy:
     return expert_policy(task, output=job.output, seed=job.seed)
 
 
-def expert_id(task: Task, seed: int) -> str:
-    """The agent_id of a task's expert; "" where there is none."""
+def expert_id(task: Task, *, output: str, seed: int) -> str:
+    """The agent_id of a task's expert, as `expert_policy` finds it; "" where there is none."""
     match task.expert:
         case ScriptedExpert():
             return policies.scripted_policy(task).agent_id
         case Sb3Expert():
             from collectors import specialists
 
-            return specialists.agent_id(task, seed)
+            return specialists.agent_id(task, specialists.trained_seed(output, task, seed))
     return ""
 
 
 def expert_policy(task: Task, *, output: str, seed: int) -> Policy:
-    """A task's script, or its specialist trained below `output`.
+    """A task's script, or its specialist trained below `output`: with this seed, or the only one there is.
 
     Raises:
       UserError: nobody knows an expert of the task, or it is not trained yet.
@@ -275,7 +275,8 @@ def expert_policy(task: Task, *, output: str, seed: int) -> Policy:
     if isinstance(task.expert, Sb3Expert):
         from collectors import specialists
 
-        return specialists.load_specialist(task, specialists.agent_path(output, task, seed))
+        path = specialists.agent_path(output, task, specialists.trained_seed(output, task, seed))
+        return specialists.load_specialist(task, path)
     return policies.scripted_policy(task)
 
 

@@ -198,7 +198,7 @@ def is_measured(job: ScoreJob, score: Score | None) -> bool:
     )
     from collectors.collection import expert_id
 
-    expert = expert_id(task, job.seed) if job.expert else ""
+    expert = expert_id(task, output=job.output, seed=job.seed) if job.expert else ""
     return unchanged and (score.episodes, score.seed, score.expert) == (job.episodes, job.seed, expert)
 
 

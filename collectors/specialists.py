@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import re
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -64,6 +65,14 @@ def agent_path(folder: str | Path, task: Task, seed: int) -> Path:
     return Path(folder) / "agents" / f"{task_file_name(task.task_id)}-seed{seed}.safetensors"
 
 
+def trained_seed(folder: str | Path, task: Task, seed: int) -> int:
+    """With which seed the specialist below a folder was trained: `seed`, or another if there is just one of it."""
+    path = agent_path(folder, task, seed)
+    name = re.compile(re.escape(task_file_name(task.task_id)) + r"-seed(\d+)\.safetensors")
+    found = [int(match[1]) for file in path.parent.glob("*") if (match := name.fullmatch(file.name))]
+    return found[0] if len(found) == 1 else seed
+
+
 def train_specialist(
     task: Task,
     sink: Callable[[Episode], object],
@@ -77,7 +86,9 @@ def train_specialist(
     tensorboard: str | None = None,
     on_progress: Callable[[int, float], None] | None = None,
 ) -> Progress:
-    """Trains the specialist of `task`, or goes on where the file at `path` stopped; a finished one is left alone.
+    """Trains the specialist of `task`, or goes on where the file at `path` stopped.
+
+    A finished one is left alone, unless `max_steps` had cut it short and now allows more.
 
     Every whole episode of the training goes to `sink` as it ends, so `collection_index` follows the order of
     collection. After `kill -9` the training goes on from the last checkpoint, at most a few seconds back: pass the
@@ -104,9 +115,11 @@ def train_specialist(
     torch.set_num_threads(1)
     path.parent.mkdir(parents=True, exist_ok=True)
     saved = specialist_file.load(path, _identity(task, recipe)) if path.exists() else None
-    if saved is not None and saved.header["finished"]:
-        return _progress(saved.header)
     total_steps = min(recipe.steps, max_steps or recipe.steps)
+    if saved is not None and saved.header["finished"]:
+        cut_short = not saved.header.get("converged", True)
+        if not cut_short or saved.header["num_timesteps"] >= total_steps:
+            return _progress(saved.header)
     trained = saved.header["num_episodes"] if saved else 0
     recorder = _Recorder(task, sink, seed=seed, first_index=first_index, experiment_id=experiment_id)
     vec_env = recorder.vec_env(recipe, first_seed=first_seed)
@@ -130,7 +143,7 @@ def train_specialist(
         remaining = total_steps - model.num_timesteps
         if remaining > 0:
             model.learn(remaining, callback=callback, reset_num_timesteps=saved is None, tb_log_name=path.stem)
-        return _progress(checkpoint.write(finished=True))
+        return _progress(checkpoint.write(finished=True, converged=callback.converged))
     finally:
         model.get_env().close()  # type: ignore[union-attr]
 
@@ -343,7 +356,7 @@ def _schedule(value: Any) -> Any:
 
 
 class _Watch(BaseCallback):
-    """A checkpoint now and then, and the end when the return is good or stable."""
+    """A checkpoint now and then, and the end when the return is good or stable: `converged`."""
 
     def __init__(
         self,
@@ -360,6 +373,7 @@ class _Watch(BaseCallback):
         self._best = -np.inf
         self._best_steps = 0
         self._next_look = 0
+        self.converged = False
 
     def _on_step(self) -> bool:
         # On-policy algorithms update between rollouts, off-policy ones all the time: look by count of steps.
@@ -372,7 +386,8 @@ class _Watch(BaseCallback):
             self.logger.record("rollout/episode_return", mean)
         if self._on_progress is not None:
             self._on_progress(self.num_timesteps, mean)
-        return len(returns) < self._recipe.stop_window or not self._is_done(mean)
+        self.converged = len(returns) >= self._recipe.stop_window and self._is_done(mean)
+        return not self.converged
 
     def _on_rollout_end(self) -> None:
         self._checkpoint.write_now_and_then()
@@ -419,11 +434,12 @@ class _Checkpoint:
             self._replay_written_at = time.monotonic()
         self.write(finished=False)
 
-    def write(self, *, finished: bool) -> dict[str, Any]:
+    def write(self, *, finished: bool, converged: bool = False) -> dict[str, Any]:
         """Returns the header that was written."""
         facts = {
             **self._facts,
             "finished": finished,
+            "converged": converged,
             "num_episodes": self._episodes_before + self._recorder.num_episodes,
             "seconds": self._seconds_before + time.monotonic() - self._started_at,
         }

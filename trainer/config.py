@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -212,6 +213,9 @@ def _parse(path: str, text: str, current: Any) -> Any:
             return int(text)
         if isinstance(current, float) or current is None:
             return float(text)
-    except (KeyError, ValueError):
-        raise UserError(f"--set {path}: expected a {type(current).__name__}, got {text!r}") from None
+        if isinstance(current, dict):
+            return {str(key): float(value) for key, value in dict(json.loads(text)).items()}
+    except (KeyError, TypeError, ValueError):
+        kind = "JSON object of numbers" if isinstance(current, dict) else type(current).__name__
+        raise UserError(f"--set {path}: expected a {kind}, got {text!r}") from None
     return text

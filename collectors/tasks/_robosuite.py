@@ -75,7 +75,9 @@ class SuccessTask(gymnasium.Env):
         observation, shaped_reward, done, info = self.suite.step(np.asarray(action, np.float64))
         success = bool(self.suite._check_success())
         info |= {"success": success, "shaped_reward": shaped_reward}
-        return self._fields(observation), float(success), success, bool(done) and not success, info
+        # Some tasks also end early: Wipe when the arm collides or reaches the limit of a joint.
+        terminated = success or (bool(done) and self.suite.timestep < self.suite.horizon)
+        return self._fields(observation), float(success), terminated, bool(done) and not terminated, info
 
     @property
     def model(self) -> Any:

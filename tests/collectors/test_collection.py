@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,6 +114,39 @@ def test_trained_agent_is_not_trained_again(trained: Path) -> None:
         episodes=6,
     )
     assert run(job, no_report).new_episodes == 0
+
+
+def test_training_that_was_cut_short_goes_on_when_more_steps_are_wanted(tmp_path: Path) -> None:
+    job = CollectionJob(
+        task_id="CartPole-v1", store=str(tmp_path / "store"), output=str(tmp_path), train=True, collect=False
+    )
+    assert run(dataclasses.replace(job, train_steps=1024), no_report).train_steps > 0
+    path = specialists.agent_path(tmp_path, registry.get("CartPole-v1"), 0)
+    before = specialist_file.load(path, {}).header["num_timesteps"]
+    assert run(dataclasses.replace(job, train_steps=3000), no_report).new_episodes > 0
+    assert before < 3000 <= specialist_file.load(path, {}).header["num_timesteps"]
+    assert run(dataclasses.replace(job, train_steps=2000), no_report).new_episodes == 0
+
+
+def test_a_specialist_acts_on_the_seeds_of_another_run(trained: Path, tmp_path: Path) -> None:
+    """`--seed` picks the episodes; the only specialist there is is found whatever it was trained with."""
+    task = registry.get("CartPole-v1")
+    shutil.copytree(trained / "agents", tmp_path / "agents")
+    job = scores.ScoreJob(task_id="CartPole-v1", output=str(tmp_path), episodes=3, seed=5)
+    _, score = scores.measure(job, no_report)
+    assert (score.expert, score.seed) == ("ppo-CartPole-v1-seed0", 5)
+    assert scores.is_measured(job, score)
+    second = specialists.agent_path(tmp_path, task, 1)
+    shutil.copy(specialists.agent_path(tmp_path, task, 0), second)
+    with pytest.raises(UserError, match=r"no specialist of CartPole-v1 at .*-seed5\.safetensors"):
+        scores.measure(job, no_report)
+
+
+def test_random_actions_need_no_folder_of_specialists(tmp_path: Path) -> None:
+    words = ["collect", "--tasks", "CartPole-v1", "--store", str(tmp_path / "store"), "--episodes", "2"]
+    assert cli.main([*words, "--agent", "random"]) == 0
+    assert len(EpisodeStore.open(tmp_path / "store")) == 2
+    assert cli.main(words) == 2
 
 
 def test_specialist_file_holds_no_pickle_and_gives_the_same_actions(trained: Path) -> None:
