@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from collectors import registry
+from collectors import pages, registry
 from collectors.task import CorpusSource, Sb3Expert, Task
 from episode_store.command_line import (
     CommandLine,
@@ -55,6 +55,7 @@ def _add_list(line: CommandLine) -> None:
     )
     parser.add_argument("--count", action="store_true", help="only the number of tasks in each family")
     parser.add_argument("--markdown", action="store_true", help="as the tables of the documentation")
+    parser.add_argument("--page", metavar="FILE", help="put those tables into a page, between its marks for them")
 
 
 def _list(arguments: argparse.Namespace) -> None:
@@ -66,6 +67,8 @@ def _list(arguments: argparse.Namespace) -> None:
     number = catalogue.counts(tasks)
     if arguments.json:
         print_json(number if arguments.count else [catalogue.facts(task) for task in tasks])
+    elif arguments.page:
+        pages.write_tables(Path(arguments.page), "catalogue", catalogue.markdown(tasks))
     elif arguments.markdown:
         print(catalogue.markdown(tasks), end="")
     elif arguments.count:

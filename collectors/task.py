@@ -291,7 +291,7 @@ def seen(
         expert=expert,
         modalities={},
         tags=(*task.tags, "rgb"),
-        variant_of=task.task_id,
+        variant_of=task.variant_of or task.task_id,
         description=f"{task.description} Seen in {height}x{width} pixels.",
     )
 

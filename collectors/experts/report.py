@@ -6,13 +6,10 @@ import collections
 from collections.abc import Mapping
 from pathlib import Path
 
-from collectors import registry
+from collectors import pages, registry
 from collectors.scores import Score
 from collectors.task import Sb3Expert, ScriptedExpert
-from episode_store.errors import UserError
-from episode_store.files import write_bytes
 
-BEGIN, END = "<!-- experts -->", "<!-- /experts -->"
 SUMMARY_HEADER = ["family", "experts", "measured", "with a return below 0"]
 
 
@@ -65,17 +62,12 @@ def markdown(scores: Mapping[str, Score]) -> str:
 
 
 def write(page: Path, scores: Mapping[str, Score]) -> None:
-    """Puts the tables between the marks of the page.
+    """Puts the tables into docs/experts.md.
 
     Raises:
-      UserError: the page has no such marks.
+      UserError: the page has no marks for them.
     """
-    text = page.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise UserError(f"{page}: expected the marks {BEGIN} and {END} around the tables")
-    write_bytes(page, f"{before}{BEGIN}\n{markdown(scores)}\n{END}{after}".encode())
+    pages.write_tables(page, "experts", markdown(scores))
 
 
 def _maker(task_id: str) -> str:

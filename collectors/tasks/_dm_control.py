@@ -60,6 +60,16 @@ class DmControl(gymnasium.Env):
         reward = float(timestep.reward or 0.0)
         return self._fields(timestep.observation), reward, terminated, timestep.last() and not terminated, {}
 
+    @property
+    def model(self) -> Any:
+        """MuJoCo's own."""
+        return self.suite.physics.model.ptr
+
+    @property
+    def data(self) -> Any:
+        """MuJoCo's own."""
+        return self.suite.physics.data.ptr
+
     def render(self) -> Any:
         """From the first camera of the body: uint8 [height, width, 3]."""
         return self.suite.physics.render(camera_id=0, **self._view)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium
 import numpy as np
 
 # (below 1, above 1)
@@ -67,3 +68,25 @@ def update_constants(model: Any, data: Any) -> None:
     import mujoco
 
     mujoco.mj_setConst(model, data)
+
+
+class RandomisedBody(gymnasium.Wrapper):
+    """One of Gymnasium's MuJoCo environments, whose body each reset draws anew; the same for the same seed."""
+
+    def __init__(self, env: gymnasium.Env, setting: str) -> None:
+        super().__init__(env)
+        self._physics = RandomisedModel(env.unwrapped.model, setting)  # type: ignore[attr-defined]
+        self._rng = np.random.default_rng()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """A new body, then the environment's own reset."""
+        if seed is not None:
+            self._rng = np.random.default_rng(seed)
+        self._physics.draw(self._rng)
+        update_constants(self.unwrapped.model, self.unwrapped.data)  # type: ignore[attr-defined]
+        return self.env.reset(seed=seed, options=options)
+
+
+def make(env_id: str, *, render_mode: str | None, physics: str) -> gymnasium.Env:
+    """An environment of Gymnasium's with one of the settings."""
+    return RandomisedBody(gymnasium.make(env_id, render_mode=render_mode), physics)

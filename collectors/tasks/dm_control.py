@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from collectors.action_guard import ActionGuard
 from collectors.experts import program
 from collectors.task import Environment, Task, seen
 
@@ -50,6 +51,15 @@ stack_2_of_3_bricks_random_order reassemble_3_bricks_fixed_order reassemble_5_br
 lift_large_box place_brick place_cradle reach_duplo reach_site
 """
 _SUITE_STEPS, _MANIPULATION_STEPS = 1000, 250
+# Random actions, which are speeds of joints, stay within 0.5 m of the base, below 0.6 m/s and 1.5 kN.
+_JACO_GUARD = ActionGuard(
+    site="jaco_arm/jaco_hand/gripsite",
+    low=(-0.8, -0.8, -0.05),
+    high=(0.8, 0.8, 1.0),
+    max_speed=1.5,
+    max_force=5_000.0,
+    max_change=0.75,
+)
 
 
 def _make_suite(env_id: str, **kwargs: Any) -> gymnasium.Env:
@@ -67,14 +77,18 @@ def _make_manipulation(env_id: str, **kwargs: Any) -> gymnasium.Env:
 def _task(
     name: str, env_id: str, description: str, steps: int, maker: Any, tags: tuple[str, ...], **kwargs: Any
 ) -> Task:
+    # The same physics, rewarded or observed in another way.
+    same = name.replace("_sparse", "").replace("_pure_state", "")
     return Task(
         task_id=f"dm_control/{name}-v0",
+        variant_of=f"dm_control/{same}-v0" * (same != name),
         family="dm_control",
         make_env=Environment(
             env_id=env_id, kwargs=kwargs, package="dm-control", module="dm_control", extra="dmc", maker=maker
         ),
         expert=_EXPERTS.get(env_id) or _EXPERTS.get(env_id.partition("/")[0]),
         max_episode_steps=steps,
+        guard=_JACO_GUARD if "robot-arm" in tags else None,
         tags=tags,
         licence="Apache-2.0",
         description=description,

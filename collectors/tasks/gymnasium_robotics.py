@@ -73,7 +73,20 @@ _FETCH_GUARD = ActionGuard(
 )
 
 
+# Random actions stay within 0.6 m of (-0.1, -0.2, 1.7), below 1.7 m/s and 340 N; kettle and cabinets are further away.
+_KITCHEN_GUARD = ActionGuard(
+    site="end_effector",
+    low=(-1.0, -1.0, 1.0),
+    high=(1.0, 1.2, 2.8),
+    max_speed=3.0,
+    max_force=5_000.0,
+    max_change=0.75,
+)
+_GUARDS = {"Fetch": _FETCH_GUARD, "FrankaKitchen": _KITCHEN_GUARD}
+
+
 def _task(env_id: str, steps: int, description: str, *, variant_of: str = "", task_id: str = "", **kwargs: Any) -> Task:
+    guard = next((guard for name, guard in _GUARDS.items() if env_id.startswith(name)), None)
     return Task(
         task_id=task_id or env_id,
         family="gymnasium_robotics",
@@ -86,8 +99,8 @@ def _task(env_id: str, steps: int, description: str, *, variant_of: str = "", ta
         ),
         expert=next((expert for name, expert in _EXPERTS.items() if env_id.startswith(name)), None),
         max_episode_steps=steps,
-        guard=_FETCH_GUARD if env_id.startswith("Fetch") else None,
-        tags=("robot-arm",) if env_id.startswith(("Fetch", "Franka")) else (),
+        guard=guard,
+        tags=("robot-arm",) if guard else (),
         variant_of=variant_of,
         licence="MIT",
         description=description,
@@ -96,8 +109,10 @@ def _task(env_id: str, steps: int, description: str, *, variant_of: str = "", ta
 
 def _goal(name: str, version: int, steps: int, words: str) -> tuple[Task, Task]:
     """A task with a reward at the goal, and its twin that is told its distance at every step."""
-    sparse = _task(f"{name}-v{version}", steps, f"{words}.")
-    dense = _task(f"{name}Dense-v{version}", steps, f"{words}; dense reward.", variant_of=sparse.task_id)
+    # An open maze has its places to start everywhere anyway.
+    same = f"{name.partition('_Diverse')[0]}-v{version}" if name.endswith("Open_Diverse_GR") else ""
+    sparse = _task(f"{name}-v{version}", steps, f"{words}.", variant_of=same)
+    dense = _task(f"{name}Dense-v{version}", steps, f"{words}; dense reward.", variant_of=same or sparse.task_id)
     return sparse, dense
 
 

@@ -39,6 +39,16 @@ _MISSION_PLANNER = program("planner", "minigrid.plan")
 _STRAY = Disturbance(actions=(0, 1, 2))
 
 
+# Levels that both families have, but for a word of the mission or the time limit; and one that has two names.
+_SHARED = """
+BlockedUnlockPickup KeyCorridorS3R1 KeyCorridorS3R2 KeyCorridorS3R3 KeyCorridorS4R3 KeyCorridorS5R3 KeyCorridorS6R3
+UnlockPickup
+"""
+_SAME = {f"minigrid/{name}-v0": f"babyai/{name}-v0" for name in _SHARED.split()} | {
+    "babyai/KeyCorridor-v0": "babyai/KeyCorridorS6R3-v0"
+}
+
+
 def _grid(task_id: str, env_id: str, expert: ScriptedExpert | None, description: str) -> Task:
     return Task(
         task_id=task_id,
@@ -48,6 +58,7 @@ def _grid(task_id: str, env_id: str, expert: ScriptedExpert | None, description:
         ),
         expert=expert,
         disturbance=_STRAY,
+        variant_of=_SAME.get(task_id, ""),
         licence="Apache-2.0",
         description=description,
     )
@@ -90,7 +101,8 @@ LavaCrossingS9N2 LavaCrossingS9N3 LavaCrossingS11N5 DistShift1 DistShift2
 """
 
 # The others, in their newest versions: keys and doors, objects to fetch, obstacles that move, things to remember. The
-# six of wave function collapse are left out: the wheel lacks the pictures that they are made from.
+# six of wave function collapse are left out, since the wheel lacks the pictures that they are made from, and the
+# playground, where there is nothing to do.
 _OTHER_LEVELS = """
 BlockedUnlockPickup-v0 DoorKey-5x5-v0 DoorKey-6x6-v0 DoorKey-8x8-v0 DoorKey-16x16-v0 Dynamic-Obstacles-5x5-v0
 Dynamic-Obstacles-Random-5x5-v0 Dynamic-Obstacles-6x6-v0 Dynamic-Obstacles-Random-6x6-v0 Dynamic-Obstacles-8x8-v0
@@ -99,7 +111,7 @@ GoToDoor-8x8-v0 GoToObject-6x6-N2-v0 GoToObject-8x8-N2-v0 KeyCorridorS3R1-v0 Key
 KeyCorridorS4R3-v0 KeyCorridorS5R3-v0 KeyCorridorS6R3-v0 LockedRoom-v0 MemoryS17Random-v0 MemoryS13Random-v0
 MemoryS13-v0 MemoryS11-v0 MemoryS9-v0 MemoryS7-v0 MultiRoom-N2-S4-v0 MultiRoom-N4-S5-v1 MultiRoom-N6-v0
 ObstructedMaze-1Dl-v0 ObstructedMaze-1Dlh-v0 ObstructedMaze-1Dlhb-v0 ObstructedMaze-2Dl-v0 ObstructedMaze-2Dlh-v0
-ObstructedMaze-2Dlhb-v1 ObstructedMaze-1Q-v1 ObstructedMaze-2Q-v1 ObstructedMaze-Full-v1 Playground-v0
+ObstructedMaze-2Dlhb-v1 ObstructedMaze-1Q-v1 ObstructedMaze-2Q-v1 ObstructedMaze-Full-v1
 PutNear-6x6-N2-v0 PutNear-8x8-N3-v0 RedBlueDoors-6x6-v0 RedBlueDoors-8x8-v0 Unlock-v0 UnlockPickup-v0
 """
 
@@ -115,9 +127,8 @@ def _walking(level: str) -> Task:
 
 
 def _level(name: str) -> Task:
-    # In the playground there is nothing to do.
-    expert = None if name.startswith("Playground") else _MISSION_PLANNER
-    return _grid(f"minigrid/{name}", f"MiniGrid-{name}", expert, "A MiniGrid level: do what the mission says.")
+    description = "A MiniGrid level: do what the mission says."
+    return _grid(f"minigrid/{name}", f"MiniGrid-{name}", _MISSION_PLANNER, description)
 
 
 _STATE = (

@@ -1,7 +1,8 @@
-"""Gymnasium's MuJoCo tasks, version 5."""
+"""Gymnasium's MuJoCo tasks, version 5; those that are no family of modular bodies also with bodies drawn anew."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,12 @@ _BALANCE = Sb3Expert(
 )
 
 
+def _make_randomised(env_id: str, **kwargs: Any) -> gymnasium.Env:
+    from collectors.tasks import _randomised
+
+    return _randomised.make(env_id, **kwargs)
+
+
 def _task(
     task_id: str, description: str, expert: ExpertRecipe, steps: int = 1000, disturbance: Disturbance | None = None
 ) -> Task:
@@ -115,4 +122,30 @@ _STATE = (
     _task("Humanoid-v5", "Walk forward on two legs.", _ppo(10_000_000)),
     _task("HumanoidStandup-v5", "Stand up from lying on the back.", _ppo(10_000_000)),
 )
-TASKS = (*_STATE, *(seen(task, width=64, height=64) for task in _STATE))
+# The double pole's expert is made for each body; the others know one body.
+_RANDOMISED = "InvertedPendulum InvertedDoublePendulum Reacher Pusher HumanoidStandup"
+
+
+def _randomised(task: Task, physics: str) -> Task:
+    assert task.make_env is not None
+    name, _, version = task.task_id.rpartition("-v")
+    return dataclasses.replace(
+        task,
+        task_id=f"mujoco/{name}-{physics}-v{version}",
+        make_env=dataclasses.replace(task.make_env, kwargs={"physics": physics}, maker=_make_randomised),
+        expert=task.expert if name == "InvertedDoublePendulum" else None,
+        tags=("randomised",),
+        description=f"{task.description.rstrip('.')}, with {physics} changes of the body from episode to episode.",
+    )
+
+
+TASKS = (
+    *_STATE,
+    *(
+        _randomised(task, physics)
+        for physics in ("small", "large")
+        for task in _STATE
+        if task.task_id.partition("-")[0] in _RANDOMISED.split()
+    ),
+    *(seen(task, width=64, height=64) for task in _STATE),
+)

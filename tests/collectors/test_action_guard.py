@@ -13,7 +13,7 @@ import pytest
 from collectors import registry
 from collectors.action_guard import EVENTS, GUARD, ActionGuard, Gauge, count_events
 from collectors.collection import CollectionJob, run
-from collectors.policies import ScriptedPolicy
+from collectors.policies import ScriptedPolicy, random_policy
 from collectors.rollout import rollout
 from collectors.task import Task
 from episode_store.episode import EXPLORATORY, Episode
@@ -114,10 +114,20 @@ def test_guarded_tasks_say_so_in_their_episodes_and_quiet_ones_have_no_events() 
 
 
 def test_robot_arms_have_guards() -> None:
-    guarded = {task.family for task in registry.all_tasks() if task.guard is not None}
-    assert guarded == {"gymnasium_robotics", "metaworld", "robosuite"}
-    arms: list[Task] = registry.find(["metaworld", "robosuite", "Fetch*"])
-    assert all(task.guard is not None for task in arms)
+    guarded = {task.task_id for task in registry.all_tasks() if task.guard is not None}
+    assert guarded == {task.task_id for task in registry.find(["robot-arm"])}
+    arms: list[Task] = registry.find(["metaworld", "robosuite", "Fetch*", "FrankaKitchen*", "dm_control/lift_brick-v0"])
+    assert guarded >= {task.task_id for task in arms}
+
+
+@pytest.mark.catalogue
+@pytest.mark.parametrize("task_id", ["FrankaKitchen-v1", "dm_control/lift_brick-v0", "dm_control/reach_site-v0"])
+def test_random_actions_stay_within_the_bounds(task_id: str) -> None:
+    task = registry.get(task_id)
+    episodes = list(rollout(task, random_policy(task), seeds=range(3), environments=[task.environment()]))
+    kinds = count_events(episodes)
+    assert kinds["rate limited"] > 0
+    assert set(kinds) == {"rate limited"}
 
 
 def test_collection_tells_and_stores_what_the_guard_did(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
