@@ -18,6 +18,7 @@ import pytest
 from collectors import cli, registry, scores, specialist_file, specialists
 from collectors.collection import CollectionJob, run
 from collectors.seeds import Purpose, purpose_of
+from collectors.task import Sb3Expert
 from episode_store.errors import UserError
 from episode_store.store import EpisodeStore
 
@@ -126,6 +127,21 @@ def test_training_that_was_cut_short_goes_on_when_more_steps_are_wanted(tmp_path
     assert run(dataclasses.replace(job, train_steps=3000), no_report).new_episodes > 0
     assert before < 3000 <= specialist_file.load(path, {}).header["num_timesteps"]
     assert run(dataclasses.replace(job, train_steps=2000), no_report).new_episodes == 0
+
+
+def test_training_ends_when_the_return_has_not_risen_for_a_while(tmp_path: Path) -> None:
+    recipe = Sb3Expert(
+        steps=50_000,
+        hyperparameters={"n_steps": 64, "batch_size": 64, "n_epochs": 1, "learning_rate": 0.0},
+        stop_window=5,
+        patience_steps=2_000,
+    )
+    task = dataclasses.replace(registry.get("CartPole-v1"), expert=recipe)
+    path = specialists.agent_path(tmp_path, task, 0)
+    progress = specialists.train_specialist(task, lambda episode: None, path=path)
+    assert 2_000 < progress.num_steps < 25_000
+    assert specialist_file.load(path, {}).header["converged"] is True
+    assert specialists.train_specialist(task, lambda episode: None, path=path) == progress
 
 
 def test_a_specialist_acts_on_the_seeds_of_another_run(trained: Path, tmp_path: Path) -> None:
