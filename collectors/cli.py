@@ -275,7 +275,7 @@ def _add_play(line: CommandLine) -> None:
     parser = line.verb(
         "play",
         _play,
-        help="play a task with the keyboard, in the browser or a window; whole episodes go to the store",
+        help="play a task with the keyboard, in the browser or a window; an episode begins with a key, whole ones stay",
         example="collectors play --tasks minigrid/DoorKey-6x6-v0 --store runs/store --player ada",
     )
     add_store(parser)
@@ -308,8 +308,8 @@ def _play(arguments: argparse.Namespace) -> None:
     else:
         from collectors.browser_screen import BrowserScreen
 
-        screen = BrowserScreen(port=arguments.port)
-        print(f"open {screen.address} to play; close the page or press Ctrl-C to stop", file=sys.stderr, flush=True)
+        # Announced at its first picture: not before the task, the store and the keyboard are known to do.
+        screen = BrowserScreen(port=arguments.port, announce=_announce_page)
     try:
         with EpisodeWriter(arguments.store) as writer:
             writer.add_task(task.spec())
@@ -327,8 +327,14 @@ def _play(arguments: argparse.Namespace) -> None:
         screen.close()
     if arguments.json:
         print_json({"task_id": task.task_id, "episodes": played})
+    elif played:
+        print(f"{played} episodes of {task.task_id} were played to their end and are in {arguments.store}")
     else:
-        print(f"{played} episodes of {task.task_id} are in {arguments.store}")
+        print(f"nothing is stored: no episode of {task.task_id} was played to its end; each begins with a key")
+
+
+def _announce_page(address: str) -> None:
+    print(f"open {address} to play; close the page or press Ctrl-C to stop", file=sys.stderr, flush=True)
 
 
 def _add_score(line: CommandLine) -> None:
