@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -116,3 +118,13 @@ def test_what_an_error_comes_from_is_found() -> None:
     assert packages.told(caught.value) == "pygame is not installed: pip install 'generalist-agent[toy]'"
     with pytest.raises(UserError, match="pygame is not installed"), packages.named():
         raise ModuleNotFoundError("x", name="pygame")
+
+
+def test_the_extras_bring_their_packages() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    called = {"PIL": "pillow", "pygame": "pygame-ce"}  # where the package's name is not its module's
+    for module, extra in packages._EXTRAS.items():
+        brought = {re.split("[><=]", requirement)[0].replace("-", "_") for requirement in extras[extra]}
+        # stable-baselines3 brings torch.
+        if module != "torch":
+            assert called.get(module, module).replace("-", "_") in brought
