@@ -100,7 +100,11 @@ class Watch:
     def refuses(self, choice: Mapping[str, Any]) -> bool:
         """Whether the policy's choice must not be executed; call it once a step, before all else."""
         self._step += 1
+        if "action" not in choice:
+            return self._event(OUT_OF_SPACE, f"expected the field 'action', got {sorted(choice)}")
         action = np.asarray(choice["action"])
+        if action.dtype.kind not in "biuf":
+            return self._event(OUT_OF_SPACE, f"expected numbers, got {action.dtype}")
         if action.shape != self._space.shape:
             return self._event(OUT_OF_SPACE, f"shape {action.shape}, expected {self._space.shape}")
         if not np.isfinite(action).all():

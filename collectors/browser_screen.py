@@ -7,7 +7,7 @@ import io
 import json
 import threading
 import urllib.parse
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from http import HTTPStatus
 from typing import Any
 
@@ -46,14 +46,20 @@ addEventListener("pagehide", () => tell({closed: true}));
 
 
 class BrowserScreen:
-    """Serves one player on 127.0.0.1 until `close`."""
+    """Serves one player on 127.0.0.1 until `close`.
 
-    def __init__(self, *, port: int = 0) -> None:
+    Args:
+      port: of this machine; 0 for any that is free.
+      announce: called with the address at the first picture, when there is something to see.
+    """
+
+    def __init__(self, *, port: int = 0, announce: Callable[[str], object] | None = None) -> None:
         self._changed = threading.Condition()
         self._frame: tuple[int, bytes, str] = (0, b"", "")
         self._held: frozenset[str] = frozenset()
         self._presses: collections.deque[str] = collections.deque(maxlen=_MAX_PRESSES)
         self._closed = False
+        self._announce = announce
         self._server = _Server(self, port)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
@@ -76,6 +82,9 @@ class BrowserScreen:
         with self._changed:
             self._frame = (self._frame[0] + 1, file.getvalue(), caption)
             self._changed.notify_all()
+        if self._announce is not None:
+            self._announce(self.address)
+            self._announce = None
 
     def held(self) -> Collection[str]:
         """Names of the keys held down."""

@@ -96,6 +96,7 @@ def load(path: str | Path) -> dict[str, Spaces]:
 
 def save(path: str | Path, found: Mapping[str, Spaces]) -> None:
     """Writes a file of spaces, whole or not at all, one line a task."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     lines = [f"{json.dumps(task_id)}: {json.dumps(dataclasses.asdict(found[task_id]))}" for task_id in sorted(found)]
     write_bytes(Path(path), ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import importlib
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from collectors import pages, registry
+from collectors import packages, pages, registry
 from collectors.task import CorpusSource, Sb3Expert, Task
 from episode_store.command_line import (
     CommandLine,
@@ -25,8 +26,12 @@ from episode_store.command_line import (
     progress,
 )
 from episode_store.errors import UserError
+from episode_store.files import check_can_write
 from episode_store.spec import Modality
 from episode_store.writer import EpisodeWriter
+
+if TYPE_CHECKING:
+    from collectors import jobs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,9 +98,11 @@ def _add_describe(line: CommandLine) -> None:
     add_output(parser, "JSON file to add the spaces to; what it has is not measured again")
 
 
+@packages.named()
 def _describe(arguments: argparse.Namespace) -> None:
     from collectors import catalogue
 
+    check_can_write(Path(arguments.output))
     found = catalogue.load(arguments.output)
     todo = [task for task in registry.find(arguments.tasks) if task.task_id not in found]
     for task in progress(todo, description="describing", unit="tasks"):
@@ -137,9 +144,17 @@ def _add_collect(line: CommandLine) -> None:
     _add_workers(parser)
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument(
-        "--steps", type=positive_int, metavar="N", help="steps a task, in whole episodes; a task's own: TASK=N"
+        "--steps",
+        type=positive_int,
+        metavar="N",
+        help="at least so many steps a task, in whole batches of episodes, the first of 16; a task's own: TASK=N",
     )
-    amount.add_argument("--episodes", type=positive_int, metavar="N", help="episodes a task (100; corpora: all)")
+    amount.add_argument(
+        "--episodes",
+        type=positive_int,
+        metavar="N",
+        help="episodes a task, where it has no steps of its own: TASK=N (100; corpora: all)",
+    )
     parser.add_argument("--agent", choices=("expert", "random"), default="expert", help="who acts (expert)")
     parser.add_argument("--train", action="store_true", help="first train the specialists that are not trained yet")
     parser.add_argument(
@@ -151,11 +166,15 @@ def _add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=positive_int, default=1, metavar="N", help="processes (1)")
 
 
+@packages.named()
 def _collect(arguments: argparse.Namespace, *, train: bool, collect: bool) -> None:
     from collectors import collection, jobs
 
     train = train or getattr(arguments, "train", False)
     amounts = _amounts(arguments.tasks, arguments.steps)
+    for flag in ("steps", "episodes"):
+        if getattr(arguments, flag, None) is not None and all("=" in word for word in arguments.tasks):
+            raise UserError(f"--{flag} changes nothing: every task has its own steps (TASK=N); leave one of them out")
     tasks = [registry.get(task_id) for task_id in amounts]
     trained = [task for task in tasks if isinstance(task.expert, Sb3Expert)]
     if train and not collect and len(trained) < len(tasks):
@@ -163,6 +182,11 @@ def _collect(arguments: argparse.Namespace, *, train: bool, collect: bool) -> No
         raise UserError(f"no specialist to train for {', '.join(others)}: use `collectors collect`")
     if trained and arguments.output is None and getattr(arguments, "agent", "expert") == "expert":
         raise UserError(f"--output is needed: the folder that has the specialist of {trained[0].task_id} in agents/")
+    if train and arguments.output is not None:
+        check_can_write(Path(arguments.output), folder=True)
+    if getattr(arguments, "tensorboard", ""):
+        check_can_write(Path(arguments.tensorboard), folder=True)
+        importlib.import_module("tensorboard")  # asked for now: stable-baselines3 looks for it when training begins
     todo = [
         collection.CollectionJob(
             task_id=task.task_id,
@@ -192,10 +216,10 @@ def _collect(arguments: argparse.Namespace, *, train: bool, collect: bool) -> No
     )
     total = sum(collection.expected_work(job) for job in todo)
     title = "training and recording" if train else "collecting"
-    results = runner.run(todo, workers=arguments.workers, total=total, title=title)
+    results, failure = _outcome(runner, todo, workers=arguments.workers, total=total, title=title)
     if arguments.json:
         print_json([dataclasses.asdict(result) for result in results])
-    else:
+    elif results:
         header = ["task", "agent", "training episodes", "episodes", "steps", "return", "std", "new", "seconds"]
         print_table(
             [
@@ -214,6 +238,18 @@ def _collect(arguments: argparse.Namespace, *, train: bool, collect: bool) -> No
             ],
             header,
         )
+    if failure:
+        raise failure
+
+
+def _outcome(runner: jobs.JobRunner, todo: Sequence[Any], **how: Any) -> tuple[list[Any], jobs.JobsFailedError | None]:
+    """The results, and what to raise once they are shown: one task's mistake does not cost the others theirs."""
+    from collectors import jobs
+
+    try:
+        return runner.run(todo, **how), None
+    except jobs.JobsFailedError as failure:
+        return failure.results, failure
 
 
 def _amounts(patterns: Sequence[str] | None, default: int | None) -> dict[str, int | None]:
@@ -242,7 +278,7 @@ def _add_play(line: CommandLine) -> None:
     parser = line.verb(
         "play",
         _play,
-        help="play a task with the keyboard, in the browser or a window; whole episodes go to the store",
+        help="play a task with the keyboard, in the browser or a window; an episode begins with a key, whole ones stay",
         example="collectors play --tasks minigrid/DoorKey-6x6-v0 --store runs/store --player ada",
     )
     add_store(parser)
@@ -255,6 +291,7 @@ def _add_play(line: CommandLine) -> None:
     parser.add_argument("--port", type=int, default=0, metavar="N", help="of the page, on this machine only (any)")
 
 
+@packages.named()
 def _play(arguments: argparse.Namespace) -> None:
     from collectors.play import PLAYER, next_place, play
 
@@ -274,8 +311,8 @@ def _play(arguments: argparse.Namespace) -> None:
     else:
         from collectors.browser_screen import BrowserScreen
 
-        screen = BrowserScreen(port=arguments.port)
-        print(f"open {screen.address} to play; close the page or press Ctrl-C to stop", file=sys.stderr, flush=True)
+        # Announced at its first picture: not before the task, the store and the keyboard are known to do.
+        screen = BrowserScreen(port=arguments.port, announce=_announce_page)
     try:
         with EpisodeWriter(arguments.store) as writer:
             writer.add_task(task.spec())
@@ -293,8 +330,14 @@ def _play(arguments: argparse.Namespace) -> None:
         screen.close()
     if arguments.json:
         print_json({"task_id": task.task_id, "episodes": played})
+    elif played:
+        print(f"{played} episodes of {task.task_id} were played to their end and are in {arguments.store}")
     else:
-        print(f"{played} episodes of {task.task_id} are in {arguments.store}")
+        print(f"nothing is stored: no episode of {task.task_id} was played to its end; each begins with a key")
+
+
+def _announce_page(address: str) -> None:
+    print(f"open {address} to play; close the page or press Ctrl-C to stop", file=sys.stderr, flush=True)
 
 
 def _add_score(line: CommandLine) -> None:
@@ -317,19 +360,37 @@ def _add_score(line: CommandLine) -> None:
     _add_workers(parser)
 
 
+@packages.named()
 def _score(arguments: argparse.Namespace) -> None:
     from collectors import scores
 
+    if not (arguments.tasks or arguments.known):
+        raise UserError("--tasks is needed: task ids or patterns; `collectors list` shows them")
     tasks = registry.find(arguments.tasks)
+    corpora = [task.task_id for task in tasks if task.is_corpus]
+    tasks = [task for task in tasks if not task.is_corpus]
+    failure: UserError | None = None
     if arguments.known:
         measured = {task.task_id: scores.known()[task.task_id] for task in tasks if task.task_id in scores.known()}
     else:
-        if not arguments.tasks:
-            raise UserError("--tasks is needed: task ids or patterns; `collectors list` shows them")
-        measured = _measure([task for task in tasks if not task.is_corpus], arguments)
+        measured, failure = _measure(tasks, arguments)
+    if arguments.tasks and not failure:
+        unknown = [task.task_id for task in tasks if task.task_id not in measured]
+        reasons = [
+            f"{_some(left_out)}: {why}"
+            for left_out, why in (
+                (corpora, "nobody acts in a corpus, so it has no return to score"),
+                (unknown, "not scored yet, leave --known out to measure"),
+            )
+            if left_out
+        ]
+        if reasons and not measured:
+            raise UserError("; ".join(reasons))
+        for reason in reasons:
+            print(reason, file=sys.stderr)
     if arguments.json:
         print_json({task_id: dataclasses.asdict(score) for task_id, score in measured.items()})
-    else:
+    elif measured:
         print_table(
             [
                 [task_id, score.random_return, score.random_std, *_expert_columns(score), score.expert]
@@ -337,13 +398,25 @@ def _score(arguments: argparse.Namespace) -> None:
             ],
             ["task", "random", "std", "expert", "std", "by"],
         )
+    if failure:
+        raise failure
 
 
-def _measure(tasks: Sequence[Task], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Scores of the tasks; each goes to --output as soon as it is there, and what that has already is not repeated."""
+def _some(task_ids: Sequence[str]) -> str:
+    """Their names; of many the first ones."""
+    return ", ".join(task_ids[:3]) + (f" and {len(task_ids) - 3} more" if len(task_ids) > 3 else "")
+
+
+def _measure(tasks: Sequence[Task], arguments: argparse.Namespace) -> tuple[dict[str, Any], UserError | None]:
+    """Scores of the tasks, and what to raise in the end.
+
+    Each goes to --output as soon as it is there, and what that has already is not repeated.
+    """
     from collectors import jobs, scores
 
     output = Path(arguments.output) if arguments.output else None
+    if output:
+        check_can_write(output)
     kept = scores.load(output) if output and output.exists() else {}
     todo = [
         scores.ScoreJob(
@@ -358,8 +431,11 @@ def _measure(tasks: Sequence[Task], arguments: argparse.Namespace) -> dict[str, 
     if not arguments.again:
         todo = [job for job in todo if not scores.is_measured(job, kept.get(job.task_id))]
 
+    done: set[str] = set()
+
     def keep(result: tuple[str, scores.Score]) -> str:
         task_id, score = result
+        done.add(task_id)
         kept[task_id] = score
         if output:
             scores.save(output, kept)
@@ -367,8 +443,9 @@ def _measure(tasks: Sequence[Task], arguments: argparse.Namespace) -> dict[str, 
 
     runner: jobs.JobRunner = jobs.JobRunner(scores.measure, unit="episode", describe=lambda job: job.task_id, done=keep)
     total = len(todo) * arguments.episodes * (1 if arguments.random_only else 2)
-    runner.run(todo, workers=arguments.workers, total=total, title="scoring")
-    return {task.task_id: kept[task.task_id] for task in tasks}
+    _, failure = _outcome(runner, todo, workers=arguments.workers, total=total, title="scoring")
+    failed = {job.task_id for job in todo} - done
+    return {task.task_id: kept[task.task_id] for task in tasks if task.task_id not in failed}, failure
 
 
 def _expert_columns(score: Any) -> list[Any]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Generic, TypeVar
 
+from collectors import packages
 from episode_store.command_line import progress
 from episode_store.errors import UserError
 
@@ -25,6 +26,19 @@ Report = Callable[[float, str], None]
 
 class Stopped(Exception):  # noqa: N818
     """The run was interrupted; raised inside a job at its next report."""
+
+
+class JobsFailedError(UserError):
+    """Some jobs could not be done.
+
+    Attributes:
+      results: of the others, in the order of the jobs.
+    """
+
+    def __init__(self, errors: Sequence[UserError], results: Sequence[Any]) -> None:
+        others = len(errors) - 1
+        super().__init__(f"{errors[0]}{f' (and {others} more failed)' if others else ''}")
+        self.results = list(results)
 
 
 class JobRunner(Generic[Job, Result]):
@@ -54,7 +68,7 @@ class JobRunner(Generic[Job, Result]):
         """The results, in the order of `jobs`.
 
         Raises:
-          UserError: the first that a job raised; the other jobs are finished first. Also when a process was killed.
+          JobsFailedError: a job raised a UserError, or its process was killed; the other jobs are finished first.
         """
         if not jobs:
             return []
@@ -65,7 +79,7 @@ class JobRunner(Generic[Job, Result]):
                 outcomes = self._run_in_processes(jobs, min(workers, len(jobs)), bar)
         errors = [outcome for outcome in outcomes if isinstance(outcome, UserError)]
         if errors:
-            raise errors[0]
+            raise JobsFailedError(errors, [outcome for outcome in outcomes if not isinstance(outcome, UserError)])
         return outcomes
 
     def _run_here(self, jobs: Sequence[Job], bar: Any) -> list[Any]:
@@ -106,7 +120,8 @@ class JobRunner(Generic[Job, Result]):
     def _outcome(self, call: Callable[[], Any], bar: Any) -> Any:
         """The result, or the user's mistake that prevented it."""
         try:
-            result = call()
+            with packages.named():
+                result = call()
         except UserError as error:
             return error
         except BrokenProcessPool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -34,8 +35,21 @@ _TURN_BASED = ("babyai", "minigrid", "sokoban", "toy_text")
 # Every key that any mapping uses, by the name that browsers and pygame can be mapped to.
 KEYS = frozenset([*"abcdefghijklmnopqrstuvwxyz0123456789", "left", "right", "up", "down", "space", "enter"])
 
-# The action for the keys that are held down, or None where the world should wait for one.
-Keyboard = Callable[[Collection[str]], Any]
+
+@dataclasses.dataclass(frozen=True)
+class Keyboard:
+    """A mapping, called with the keys that are held down: their action, or None where the world should wait for one.
+
+    Attributes:
+      keys: that mean something here; no other begins an episode.
+    """
+
+    keys: frozenset[str]
+    action: Callable[[Collection[str]], Any]
+
+    def __call__(self, held: Collection[str]) -> Any:
+        """The action."""
+        return self.action(held)
 
 
 def waits(family: str) -> bool:
@@ -70,7 +84,7 @@ def _by_name(named: Mapping[str, int], *, idle: int | None) -> Keyboard:
     def action(held: Collection[str]) -> Any:
         return next((np.int64(number) for key, number in named.items() if key in held), idle)
 
-    return action
+    return Keyboard(frozenset(named), action)
 
 
 def _by_meaning(meanings: Sequence[str]) -> Keyboard:
@@ -84,7 +98,7 @@ def _by_meaning(meanings: Sequence[str]) -> Keyboard:
         possible = [number for number, keys in enumerate(wanted) if keys <= set(held)]
         return np.int64(max(possible, key=lambda number: len(wanted[number])))
 
-    return action
+    return Keyboard(frozenset[str]().union(*wanted), action)
 
 
 _ARROWS = ("up", "down", "left", "right")
@@ -99,7 +113,7 @@ def _by_pairs(space: gymnasium.spaces.Box, pairs: Sequence[tuple[str, str]]) -> 
         ]
         return np.array(values, space.dtype).reshape(space.shape)
 
-    return action
+    return Keyboard(frozenset(key for pair in pairs for key in pair), action)
 
 
 def _legend(named: Mapping[str, int]) -> str:

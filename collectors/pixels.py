@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from collectors import packages
 from collectors.headless import ADVICE, RenderingUnavailable
 
 IMAGE = "image"
@@ -56,6 +57,8 @@ def draw(env: gymnasium.Env, name: str) -> np.ndarray:
     """
     try:
         picture: Any = env.render()
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise RenderingUnavailable(f"{name} cannot be drawn here: {packages.told(error) or error}") from None
     except (ImportError, RuntimeError, AttributeError, OSError) as error:
         # MuJoCo without a working EGL or OSMesa raises any of these, depending on the part that is missing.
         reason = f"{type(error).__name__}: {error}".split("\n")[0]

@@ -57,6 +57,9 @@ def play(
 ) -> int:
     """Lets a person play until they have gone; an episode that they leave is dropped.
 
+    Each episode begins with a key: a world that runs by itself stands still until then, so that what is stored as a
+    person's has been played by one.
+
     Args:
       task: that renders.
       screen: shows it and reads the keys.
@@ -93,9 +96,11 @@ def play(
             screen.forget()
             total = 0.0
             while not recorder.is_over and not screen.is_closed:
-                caption = f"{task.task_id}, step {recorder.num_steps}, return {total:.2f}; {legend}"
+                stands_still = waits(task.family) or recorder.num_steps == 0
+                begin = "press a key to begin, " if recorder.num_steps == 0 else ""
+                caption = f"{task.task_id}, step {recorder.num_steps}, return {total:.2f}; {begin}{legend}"
                 screen.show(draw(env, task.task_id), caption)
-                action = _wait_for_a_key(screen, choose) if waits(task.family) else _at_the_beat(screen, choose, rate)
+                action = _wait_for_a_key(screen, choose) if stands_still else _at_the_beat(screen, choose, rate)
                 if action is None:
                     continue
                 observation, reward, terminated, truncated, info = env.step(action)
@@ -130,9 +135,8 @@ def agent_id(task: Task, player: str) -> str:
 def _wait_for_a_key(screen: Screen, choose: Keyboard) -> Any:
     while not screen.is_closed:
         key = screen.next_press()
-        action = choose((key,)) if key else None
-        if action is not None:
-            return action
+        if key in choose.keys:
+            return choose((key,))
         time.sleep(_POLL_SECONDS)
     return None
 

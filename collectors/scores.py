@@ -159,10 +159,11 @@ def measure(job: ScoreJob, report: Report) -> tuple[str, Score]:
     task = registry.get(job.task_id)
     if task.make_env is None:
         raise UserError(f"task {job.task_id} is a corpus: nobody acts in it, so it has no return to score")
+    # First of all: one that cannot be had is told before anything is measured.
+    policy = expert_policy(task, output=job.output, seed=job.seed) if job.expert and task.expert is not None else None
     random = _play(task, policies.random_policy(task), job, report, "random")
     facts: dict[str, Any] = {}
-    if job.expert and task.expert is not None:
-        policy = expert_policy(task, output=job.output, seed=job.seed)
+    if policy is not None:
         expert = _play(task, policy, job, report, "expert")
         facts = {
             "expert": policy.agent_id,

@@ -13,7 +13,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from collectors import headless
+from collectors import headless, packages
 from collectors.action_guard import ActionGuard
 from episode_store.episode import Episode
 from episode_store.errors import UserError
@@ -87,7 +87,7 @@ class Environment:
             try:
                 importlib.import_module(module)
             except ModuleNotFoundError as error:
-                raise self._missing(error.name or module) from None
+                raise self._missing(error) from None
             except (ImportError, AttributeError, OSError) as error:
                 # MuJoCo loads the driver that MUJOCO_GL names when it is imported.
                 raise UserError(
@@ -103,7 +103,7 @@ class Environment:
             maker = self.maker or functools.partial(gymnasium.make, disable_env_checker=True)
             env = maker(self.env_id, render_mode=render_mode, **kwargs)
         except gymnasium.error.DependencyNotInstalled as error:
-            raise self._missing(str(error).split("\n")[0]) from None
+            raise self._missing(error) from None
         for wrapper in self.wrappers:
             env = wrapper(env)
         if self.pixels:
@@ -112,10 +112,9 @@ class Environment:
             env = Pixels(env, height=self.pixels[0], width=self.pixels[1])
         return env
 
-    def _missing(self, what: str) -> UserError:
-        return UserError(
-            f"environment {self.env_id}: {what} is not installed: pip install 'generalist-agent[{self.extra}]'"
-        )
+    def _missing(self, error: Exception) -> UserError:
+        what = packages.told(error, self.extra) or f"{error}: pip install 'generalist-agent[{self.extra}]'"
+        return UserError(f"environment {self.env_id}: {what}")
 
     def to_json(self) -> dict[str, Any]:
         """How it is made, without versions: equal environments are equal JSON."""

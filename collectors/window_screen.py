@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import os
 from collections.abc import Collection
 from typing import Any
 
@@ -13,10 +14,15 @@ from episode_store.errors import UserError
 
 _NAMES = {"return": "enter"}
 _SHORTEST_SIDE = 480
+# SDL takes these where it finds no display: nobody sees what they draw.
+_UNSEEN = ("dummy", "offscreen")
 
 
 class WindowScreen:
     """Opens at the first picture.
+
+    To be made before any environment: `headless.prepare` turns SDL's windows off. A driver that the user has named in
+    SDL_VIDEODRIVER is taken as it is.
 
     Raises:
       UserError: pygame is missing, or there is no display.
@@ -38,6 +44,10 @@ class WindowScreen:
             pygame.display.init()
         except pygame.error as error:
             raise UserError(f"no window can be opened here ({error}): play in a browser") from None
+        driver = pygame.display.get_driver()
+        if driver in _UNSEEN and not os.environ.get("SDL_VIDEODRIVER"):
+            pygame.display.quit()
+            raise UserError(f"no window can be opened here (no display, SDL would draw {driver}): play in a browser")
 
     @property
     def is_closed(self) -> bool:

@@ -1,7 +1,7 @@
 """What every command line of this project shares: flags, errors, JSON output, progress bars, exit codes.
 
 Exit codes: 0 success; 1 the command ran and found something wrong (for example `verify`); 2 a mistake in the input,
-told in one line; 130 interrupted.
+told in one line; 130 interrupted; 141 whoever read the output has gone, as after `| head`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import os
+import select
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -18,11 +20,16 @@ from tqdm import tqdm
 from episode_store.errors import UserError
 from episode_store.splits import DEFAULT_HOLDOUT
 
+# What a shell reports of a program whose reader has gone: 128 + SIGPIPE.
+_READER_GONE = 141
+# Seeds that every generator takes, also with a number of episodes added.
+_MAX_SEED = 2**31 - 1
+
 T = TypeVar("T")
 Handler = Callable[[argparse.Namespace], int | None]
 
 
-class _OneLineParser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong in one line instead of printing the whole usage."""
 
     def error(self, message: str) -> Any:
@@ -34,11 +41,11 @@ class CommandLine:
 
     def __init__(self, prog: str, description: str) -> None:
         self.prog = prog
-        self._parser = _OneLineParser(
+        self._parser = OneLineParser(
             prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
         )
         self._verbs = self._parser.add_subparsers(
-            dest="verb", metavar="verb", required=True, parser_class=_OneLineParser
+            dest="verb", metavar="verb", required=True, parser_class=OneLineParser
         )
 
     def verb(self, name: str, handler: Handler, *, help: str, example: str) -> argparse.ArgumentParser:
@@ -58,27 +65,53 @@ class CommandLine:
     def main(self, arguments: Sequence[str] | None = None) -> int:
         """Runs one verb and returns the exit code."""
         namespace = self._parser.parse_args(arguments)
-        try:
-            return namespace.handler(namespace) or 0
-        except UserError as error:
-            return _fail(self.prog, str(error))
-        except FileNotFoundError as error:
-            return _fail(self.prog, f"{error.filename}: no such file or folder")
-        except PermissionError as error:
-            return _fail(self.prog, f"{error.filename}: permission denied")
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            return _fail(
-                self.prog,
-                f"no space left on the disk while writing {error.filename or 'a file'}; "
-                "free some and run the same command again",
-            )
-        except BrokenPipeError:
-            return 0
-        except KeyboardInterrupt:
-            print(f"{self.prog}: interrupted; run the same command again to go on", file=sys.stderr)
-            return 130
+        return guarded(self.prog, lambda: namespace.handler(namespace))
+
+
+def guarded(prog: str, work: Callable[[], int | None]) -> int:
+    """Runs `work` and returns the exit code; the user's mistakes are told in one line that begins with `prog`."""
+    try:
+        code = work() or 0
+        sys.stdout.flush()  # a reader that has gone is noticed here and not when Python ends
+        return code
+    except UserError as error:
+        return _fail(prog, str(error))
+    except FileNotFoundError as error:
+        return _fail(prog, f"{error.filename}: no such file or folder")
+    except NotADirectoryError as error:
+        return _fail(prog, f"{error.filename}: what should be a folder of this path is a file")
+    except IsADirectoryError as error:
+        return _fail(prog, f"{error.filename}: is a folder, expected a file")
+    except PermissionError as error:
+        return _fail(prog, f"{error.filename}: permission denied")
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
+        # What is still buffered goes nowhere, without another error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _READER_GONE
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return _fail(
+            prog,
+            f"no space left on the disk while writing {error.filename or 'a file'}; "
+            "free some and run the same command again",
+        )
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+def _reader_has_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more; a broken pipe may also be a socket's."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except ValueError:  # not a file at all
+        return False
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(happened & (select.POLLERR | select.POLLHUP) for _, happened in poll.poll(0))
 
 
 def _fail(prog: str, message: str) -> int:
@@ -106,7 +139,7 @@ def add_episodes(parser: argparse.ArgumentParser, default: int) -> None:
 def add_seed(parser: argparse.ArgumentParser, default: int = 0) -> None:
     """`--seed`: of every random choice the command makes."""
     parser.add_argument(
-        "--seed", type=int, default=default, metavar="N", help=f"seed of every random choice ({default})"
+        "--seed", type=seed_number, default=default, metavar="N", help=f"seed of every random choice ({default})"
     )
 
 
@@ -134,6 +167,17 @@ def positive_int(text: str) -> int:
         raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
+    return value
+
+
+def seed_number(text: str) -> int:
+    """An argparse type: an integer that every generator takes as a seed."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
+    if not 0 <= value <= _MAX_SEED:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to {_MAX_SEED}, got {value}")
     return value
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from episode_store.errors import UserError
+
 TEMPORARY_SUFFIX = ".tmp"
 _LOCK_POLL_SECONDS = 0.1
 
@@ -49,6 +51,28 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Writes JSON for people and programs."""
     write_bytes(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
+
+
+def check_can_write(path: Path, *, folder: bool = False) -> None:
+    """For long work, before it begins: whether its result can be written to `path` at its end.
+
+    Args:
+      path: of a file, or of a folder; it and the folders above need not exist.
+      folder: which of the two.
+
+    Raises:
+      UserError: it is the other of the two, below a file, or where this user may not write.
+    """
+    if not folder and path.is_dir():
+        raise UserError(f"{path}: is a folder, expected a file")
+    place = path if folder else path.parent
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        where = "is" if place == path else f"{place} is"
+        raise UserError(f"{path}: {where} a file, expected a folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: {place} cannot be written: permission denied")
 
 
 def sync_folder(folder: Path) -> None:

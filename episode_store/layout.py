@@ -57,7 +57,10 @@ def create_store(path: Path) -> None:
     """
     if path.exists() and not path.is_dir():
         raise StoreError(f"store {path}: is a file, expected a folder")
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (NotADirectoryError, FileExistsError):
+        raise StoreError(f"store {path}: what should be a folder of this path is a file") from None
     if not (path / MARKER).exists():
         foreign = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
         # Looked at again: another process may have made the store in between.

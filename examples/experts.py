@@ -19,7 +19,8 @@ from pathlib import Path
 from collectors import registry, scores
 from collectors.experts import report
 from collectors.task import CorpusSource, Sb3Expert, Task
-from episode_store.command_line import print_table
+from episode_store.command_line import OneLineParser, guarded, positive_int, print_table
+from episode_store.errors import UserError
 from episode_store.store import EpisodeStore
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,22 +29,39 @@ PAGE = ROOT / "docs" / "experts.md"
 
 
 def main() -> int:
-    """Runs the stages."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Runs the stages; returns the exit code, of a stage that failed its own."""
+    parser = OneLineParser(
+        prog="experts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--output", default="runs/experts", metavar="DIR", help="folder of the results (runs/experts)")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these ids, families, tags or patterns")
-    parser.add_argument("--episodes", type=int, default=10, metavar="N", help="demonstrations a task (10)")
+    parser.add_argument("--episodes", type=positive_int, default=10, metavar="N", help="demonstrations a task (10)")
     parser.add_argument("--train-steps", type=int, default=200_000, metavar="N", help="longest training (200000)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (all cores)")
+    parser.add_argument(
+        "--workers", type=positive_int, default=os.cpu_count() or 1, metavar="N", help="processes (all cores)"
+    )
     parser.add_argument("--keep", action="store_true", help="put the scores into the project and the page")
     arguments = parser.parse_args()
+    return guarded(parser.prog, lambda: _make(arguments))
+
+
+def _make(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output)
     names = [task.task_id for task in registry.find(arguments.tasks) if _has_expert(task, arguments.train_steps)]
+    if not names:
+        raise UserError(
+            f"--tasks {' '.join(arguments.tasks or [])}: none of them has an expert that is a program or trains in at "
+            f"most {arguments.train_steps} steps; raise --train-steps, or see `collectors list`"
+        )
     workers = ["--workers", str(arguments.workers)]
     collect = ["collect", "--train", "--tasks", *names, "--episodes", str(arguments.episodes), *workers]
-    _run("collectors", [*collect, "--store", str(output / "store"), "--output", str(output)])
     measured = output / "scores.json"
-    _run("collectors", ["score", "--tasks", *names, "--agents", str(output), "--output", str(measured), *workers])
+    for words in (
+        [*collect, "--store", str(output / "store"), "--output", str(output)],
+        ["score", "--tasks", *names, "--agents", str(output), "--output", str(measured), *workers],
+    ):
+        if code := _run("collectors", words):
+            return code  # it has said what was wrong
     if arguments.keep:
         known = scores.load(KEPT) | scores.load(measured)
         scores.save(KEPT, known)
@@ -62,9 +80,9 @@ def _has_expert(task: Task, train_steps: int) -> bool:
     return not isinstance(task.expert, Sb3Expert) or task.expert.steps <= train_steps
 
 
-def _run(package: str, words: list[str]) -> None:
+def _run(package: str, words: list[str]) -> int:
     print("$", shlex.join(["python", "-m", package, *words])[:200], flush=True)
-    subprocess.run([sys.executable, "-m", package, *words], check=True, cwd=os.getcwd())
+    return subprocess.run([sys.executable, "-m", package, *words], check=False).returncode
 
 
 if __name__ == "__main__":

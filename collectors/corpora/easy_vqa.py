@@ -6,7 +6,6 @@ import io
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image
 
 from collectors.corpora.language import IMAGE, IMAGE_SHAPE, TRAIN, VALIDATION, Attribution, corpus_episode
 from episode_store.archives import Archive, ArchiveError, ArchiveMembers, open_archive
@@ -96,6 +95,8 @@ def _fives(questions: list[Question], rng: np.random.Generator) -> Iterator[list
 
 
 def _image(members: ArchiveMembers, name: str) -> np.ndarray:
+    from PIL import Image
+
     with Image.open(io.BytesIO(members.read(name, max_bytes=_MAX_IMAGE_BYTES)), formats=["PNG"]) as image:
         if image.size != (IMAGE_SIDE, IMAGE_SIDE):  # told before anything is decoded
             raise ArchiveError(f"{name}: expected an image of {IMAGE_SIDE} x {IMAGE_SIDE}, got {image.size}")

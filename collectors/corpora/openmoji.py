@@ -6,7 +6,6 @@ import io
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from collectors.corpora.language import IMAGE, IMAGE_SHAPE, TRAIN, VALIDATION, Attribution, corpus_episode
 from episode_store.archives import Archive, open_archive
@@ -119,6 +118,8 @@ class Painter:
     """Draws characters of a colour font (COLR version 0)."""
 
     def __init__(self, font: bytes) -> None:
+        from PIL import ImageFont
+
         self._font = ImageFont.truetype(io.BytesIO(font), _FONT_SIZE, layout_engine=ImageFont.Layout.BASIC)
         self._missing = bytes(self._font.getmask(_NOT_A_CHARACTER, mode="L"))
 
@@ -128,6 +129,8 @@ class Painter:
 
     def draw(self, character: str) -> np.ndarray:
         """The drawing on white: uint8 [64, 64, 3]."""
+        from PIL import Image, ImageDraw
+
         canvas = Image.new("RGB", (_CANVAS_SIDE, _CANVAS_SIDE), "white")
         ImageDraw.Draw(canvas).text(_ORIGIN, character, font=self._font, embedded_color=True, fill="black")
         return np.asarray(canvas.resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.LANCZOS))

@@ -7,11 +7,12 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
 from collectors import registry
-from collectors.action_guard import EVENTS, GUARD, ActionGuard, Gauge, count_events
+from collectors.action_guard import EVENTS, GUARD, OUT_OF_SPACE, ActionGuard, Gauge, Watch, count_events
 from collectors.collection import CollectionJob, run
 from collectors.policies import ScriptedPolicy, random_policy
 from collectors.rollout import rollout
@@ -39,6 +40,18 @@ def played(act: Callable[[int], Any], guard: ActionGuard = WIDE) -> Episode:
 
 def still(step: int) -> list[float]:
     return [0.0, 0.0, 0.0, 0.0]
+
+
+def test_a_choice_without_an_action_is_refused() -> None:
+    watch = Watch(WIDE, gymnasium.spaces.Box(-1, 1, (4,), np.float32), "arm")
+    for choice, what in (
+        ({"move": still(0)}, "expected the field 'action', got ['move']"),
+        ({"action": ["up", "up", "up", "up"]}, "expected numbers, got <U2"),
+    ):
+        assert watch.refuses(choice)
+        assert watch.events[-1]["kind"] == OUT_OF_SPACE
+        assert watch.events[-1]["what"] == what
+    assert not watch.refuses({"action": still(0)})
 
 
 @pytest.mark.parametrize(

@@ -239,6 +239,9 @@ def test_several_processes_fill_one_store(tmp_path: Path, capsys: pytest.Capture
         (["collect", "--tasks", "CartPole-v1"], "--output is needed"),
         (["collect", "--tasks", "CartPole-v1", "--output", "nowhere"], "no specialist of CartPole-v1 at nowhere"),
         (["train", "--tasks", "Taxi-v4", "--output", "x"], "no specialist to train for Taxi-v4"),
+        (["train", "--tasks", "CartPole-v1", "--output", __file__], "test_collection.py: is a file, expected a folder"),
+        (["collect", "--tasks", "Taxi-v4=10", "--episodes", "2"], "--episodes changes nothing: every task has its own"),
+        (["collect", "--tasks", "Taxi-v4=10", "--steps", "2"], "--steps changes nothing: every task has its own steps"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -254,6 +257,34 @@ def test_a_foreign_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "letter.txt").write_text("dear")
     assert cli.main(["collect", "--tasks", "Taxi-v4", "--store", str(tmp_path)]) == 2
     assert (tmp_path / "letter.txt").read_text() == "dear"
+
+
+def test_a_store_below_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = tmp_path / "letter.txt" / "store"
+    store.parent.write_text("dear")
+    assert cli.main(["collect", "--tasks", "Taxi-v4", "--store", str(store)]) == 2
+    assert "what should be a folder of this path is a file" in capsys.readouterr().err
+
+
+def test_seeds_are_not_negative(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("train", "collect", "play", "score"):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main([verb, "--tasks", "CartPole-v1", "--store", "x", "--output", "x", "--seed", "-1"])
+        assert "argument --seed: expected a number from 0 to 2147483647, got -1" in capsys.readouterr().err
+
+
+def test_what_others_did_is_shown_beside_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--store", str(tmp_path / "s"), "--output", str(tmp_path), "--episodes", "3"]
+    assert cli.main(["collect", *words, "--tasks", "CartPole-v1", "Taxi-v4", "CartPole-rgb-v1"]) == 2
+    told = capsys.readouterr()
+    assert "value-iteration-Taxi-v4" in told.out
+    assert "error: no specialist of CartPole-v1 at " in told.err
+    assert told.err.rstrip().endswith("(and 1 more failed)")
+    words = ["--episodes", "3", "--agents", str(tmp_path), "--tasks", "CartPole-v1", "Taxi-v4"]
+    assert cli.main(["score", *words, "--json"]) == 2
+    told = capsys.readouterr()
+    assert list(json.loads(told.out)) == ["Taxi-v4"]
+    assert "error: no specialist of CartPole-v1 at " in told.err
 
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
@@ -280,6 +311,41 @@ def test_score_measures_and_adds_to_a_file(tmp_path: Path, capsys: pytest.Captur
     assert kept["FrozenLake-v1"].expert_return is None
     output.write_text("[1]")
     assert cli.main([*words, "--tasks", "FrozenLake-v1"]) == 2
+
+
+@pytest.mark.parametrize("verb", ["score", "describe"])
+def test_an_output_that_cannot_be_written_is_told_before_the_work(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("{}")
+    words = [verb, "--tasks", "Taxi-v4", "--output"]
+    assert cli.main([*words, str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"collectors: error: {tmp_path}: is a folder, expected a file\n"
+    assert cli.main([*words, str(tmp_path / "file" / "x.json")]) == 2
+    assert capsys.readouterr().err.endswith(f"{tmp_path / 'file'} is a file, expected a folder\n")
+
+
+def test_descriptions_go_to_a_new_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["describe", "--tasks", "Taxi-v4", "--output", str(tmp_path / "new" / "spaces.json")]) == 0
+    assert "1 tasks described" in capsys.readouterr().out
+
+
+def test_nothing_to_score_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    taxi = scores.known()["Taxi-v4"]
+    monkeypatch.setattr(scores, "known", lambda: {"Taxi-v4": taxi})
+    corpus = "text/wikipedia-v0: nobody acts in a corpus, so it has no return to score"
+    for words, message in (
+        (["text/wikipedia-v0"], corpus),
+        (["text/wikipedia-v0", "--known"], corpus),
+        (["CliffWalking-v1", "--known"], "CliffWalking-v1: not scored yet, leave --known out to measure"),
+    ):
+        assert cli.main(["score", "--tasks", *words]) == 2
+        assert capsys.readouterr().err == f"collectors: error: {message}\n"
+    assert cli.main(["score", "--tasks", "Taxi-v4", "toy_text", "text/wikipedia-v0", "--known", "--json"]) == 0
+    told = capsys.readouterr()
+    assert list(json.loads(told.out)) == ["Taxi-v4"]
+    assert corpus in told.err
+    assert "Blackjack-v1, CliffWalking-v1, CliffWalkingSlippery-v1 and 2 more: not scored yet" in told.err
 
 
 def test_known_scores_are_plausible() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -60,6 +64,40 @@ def test_an_expert_at_work(task_id: str) -> None:
 @pytest.mark.parametrize("task_id", WITH_CATALOGUE)
 def test_an_expert_of_the_catalogue_at_work(task_id: str) -> None:
     assert mean_return(task_id, 5) >= WITH_CATALOGUE[task_id]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--tasks", "nope"], "experts: error: unknown task 'nope'"),
+        (
+            ["--tasks", "Ant-v5", "--train-steps", "9"],
+            "experts: error: --tasks Ant-v5: none of them has an expert that",
+        ),
+        (
+            ["--tasks", "Taxi-v4", "--episodes", "-1"],
+            "experts: error: argument --episodes: expected at least 1, got -1",
+        ),
+        (["--tasks", "Taxi-v4", "--output", __file__], "test_experts.py: is a file, expected a folder"),
+    ],
+)
+def test_mistakes_of_make_experts_are_one_line(
+    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(__file__).parents[2] / "examples" / "experts.py"
+    spec = importlib.util.spec_from_file_location("experts_example", path)
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    monkeypatch.setattr(sys, "argv", ["experts.py", *words])
+    try:
+        code = example.main()
+    except SystemExit as stopped:
+        code = stopped.code
+    assert code == 2
+    (line,) = (line for line in capfd.readouterr().err.splitlines() if "error:" in line)
+    assert message in line
 
 
 def test_the_gain_of_the_simplest_system() -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import os
+import subprocess
+import sys
 import threading
 import urllib.parse
 from collections import deque
@@ -17,10 +20,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import collectors.play
 from collectors import cli, registry
 from collectors.browser_screen import BrowserScreen
 from collectors.keyboard import keyboard_for
 from collectors.play import next_place, play
+from collectors.window_screen import WindowScreen
 from episode_store.episode import Episode
 from episode_store.errors import UserError
 from episode_store.store import EpisodeStore
@@ -135,6 +140,126 @@ def test_the_episode_that_is_left_is_dropped() -> None:
     assert len(episodes) == 1
 
 
+class Visitor(Fingers):
+    """Presses what it has and stays for so many looks at it, whether there is a key to press or not."""
+
+    def __init__(self, presses: list[str], looks: int) -> None:
+        super().__init__(presses)
+        self.looks = looks
+
+    @property
+    def is_closed(self) -> bool:  # type: ignore[override]
+        self.looks -= 1
+        return self.looks < 0
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_world_that_runs_by_itself_stands_still_while_nobody_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collectors.play, "_FASTEST", 10_000.0)
+    episodes: list[Episode] = []
+    nobody = Visitor(["k", "7"], looks=300)  # keys that mean nothing to a pendulum
+    task = registry.get("Pendulum-v1")
+    assert play(task, nobody, episodes.append, player="ada", frames_per_second=10_000.0) == 0
+    assert episodes == []
+    assert nobody.frames == 1
+
+
+def test_each_episode_of_such_a_world_begins_with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collectors.play, "_FASTEST", 10_000.0)
+    episodes: list[Episode] = []
+    visitor = Visitor(["right"], looks=300)
+    task = registry.get("Pendulum-v1")
+    assert play(task, visitor, episodes.append, player="ada", frames_per_second=10_000.0) == 1
+    (episode,) = episodes
+    assert episode.actions["action"].ravel().tolist() == [2.0] + [0.0] * 199
+    assert visitor.frames == 202  # 200 steps, the end, and the beginning of one that nobody began
+
+
+def test_nothing_played_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("collectors.browser_screen.BrowserScreen", lambda **settings: Visitor([], looks=2))
+    assert cli.main(["play", "--store", str(tmp_path / "s"), "--tasks", "Pendulum-v1", "--player", "ada"]) == 0
+    assert capsys.readouterr().out == (
+        "nothing is stored: no episode of Pendulum-v1 was played to its end; each begins with a key\n"
+    )
+    assert len(EpisodeStore.open(tmp_path / "s")) == 0
+
+
+@pytest.fixture
+def window(monkeypatch: pytest.MonkeyPatch) -> Iterator[WindowScreen]:
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    opened = WindowScreen()
+    yield opened
+    opened.close()
+
+
+def tell(*kinds_and_keys: tuple[str, str]) -> None:
+    import pygame
+
+    for kind, key in kinds_and_keys:
+        pygame.event.post(pygame.event.Event(getattr(pygame, kind), key=getattr(pygame, f"K_{key}")))
+
+
+def test_a_window_shows_the_frame_and_reads_the_keys(window: WindowScreen) -> None:
+    import pygame
+
+    frame = np.zeros((100, 200, 3), np.uint8)
+    frame[:, 100:] = (10, 200, 30)
+    window.show(frame, "a task")
+    surface = pygame.display.get_surface()
+    assert surface.get_size() == (1000, 500)  # five times, so that the shorter side is at least 480
+    assert surface.get_at((499, 499))[:3] == (0, 0, 0)
+    assert surface.get_at((500, 0))[:3] == (10, 200, 30)
+    assert pygame.display.get_caption()[0] == "a task"
+    tell(("KEYDOWN", "LEFT"), ("KEYDOWN", "RETURN"), ("KEYDOWN", "F12"), ("KEYUP", "LEFT"))
+    assert window.held() == {"enter"}
+    assert [window.next_press() for _ in range(3)] == ["left", "enter", None]
+    tell(("KEYDOWN", "a"))
+    window.forget()
+    assert window.next_press() is None
+    assert not window.is_closed
+    pygame.event.post(pygame.event.Event(pygame.QUIT))
+    assert window.is_closed
+
+
+def test_a_person_plays_in_a_window(window: WindowScreen, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pygame
+
+    todo, show = iter([key.upper() for key in KEYS]), window.show
+
+    def show_and_press(frame: np.ndarray, caption: str) -> None:
+        show(frame, caption)
+        if "over" in caption:
+            pygame.event.post(pygame.event.Event(pygame.QUIT))
+        else:
+            tell(("KEYDOWN", key := next(todo)), ("KEYUP", key))
+
+    monkeypatch.setattr(window, "show", show_and_press)
+    episodes: list[Episode] = []
+    assert play(registry.get("minigrid/Empty-5x5-v0"), window, episodes.append, player="ada") == 1
+    assert episodes[0].actions["action"].tolist() == [2, 2, 1, 2, 2]
+
+
+def test_a_window_without_a_display_is_refused(tmp_path: Path) -> None:
+    unseen = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
+    words = ["play", "--tasks", "Taxi-v4", "--window", "--store", str(tmp_path / "s")]
+    done = subprocess.run(
+        [sys.executable, "-m", "collectors", *words],
+        env={name: value for name, value in os.environ.items() if name not in unseen},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "collectors: error: no window can be opened here (" in done.stderr
+    assert done.stderr.rstrip().endswith("): play in a browser")
+
+
 def test_keys_of_other_kinds_of_actions() -> None:
     pendulum = gymnasium.make("Pendulum-v1")
     choose, _ = keyboard_for(pendulum, family="classic_control", task_id="Pendulum-v1")
@@ -163,3 +288,25 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     ):
         assert cli.main(["play", "--store", str(tmp_path / "s"), *words]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_page_is_announced_when_there_is_something_to_see(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for task, store, message in (
+        ("Taxi-v4", "file/store", "what should be a folder of this path is a file"),
+        ("text/wikipedia-v0", "store", "is a corpus: it has no environment to act in"),
+        ("Humanoid-v5", "store", "cannot be played with a keyboard"),
+    ):
+        assert cli.main(["play", "--tasks", task, "--store", str(tmp_path / store)]) == 2
+        told = capsys.readouterr().err
+        assert message in told
+        assert "http" not in told
+    addresses: list[str] = []
+    screen = BrowserScreen(announce=addresses.append)
+    assert addresses == []
+    for _ in range(2):
+        screen.show(np.zeros((16, 16, 3), np.uint8), "")
+    assert addresses == [screen.address]
+    screen.close()
