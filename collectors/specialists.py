@@ -1,6 +1,6 @@
 """Specialists: agents trained on one task with stable-baselines3, recorded while they train.
 
-The only module that imports stable-baselines3; `specialist_file.py` owns the file of an agent.
+With `small_cnn.py` the only module that imports stable-baselines3; `specialist_file.py` owns the file of an agent.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from collectors import spaces, specialist_file
 from collectors.recording import RecordingEnv
 from collectors.seeds import Purpose, episode_seeds
+from collectors.small_cnn import SmallCombinedExtractor
 from collectors.task import Sb3Expert, Task
 from episode_store.episode import Episode, EpisodeMetadata
 from episode_store.errors import UserError
@@ -319,6 +320,8 @@ def _build(recipe: Sb3Expert, vec_env: VecEnv, *, seed: int, tensorboard: str | 
     policy = hyperparameters.pop("policy", None) or _default_policy(recipe.algorithm, vec_env.observation_space)
     if hyperparameters.get("replay_buffer_class") == "HerReplayBuffer":
         hyperparameters["replay_buffer_class"] = HerReplayBuffer
+    if hyperparameters.get("policy_kwargs", {}).get("features_extractor_class") == "SmallCombinedExtractor":
+        hyperparameters["policy_kwargs"]["features_extractor_class"] = SmallCombinedExtractor
     if vec_env.num_envs < recipe.num_envs:
         # Loaded to act in one environment, where SB3 would warn that batches do not fit.
         warnings.filterwarnings("ignore", message="You have specified a mini-batch size")

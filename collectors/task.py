@@ -175,7 +175,8 @@ class Sb3Expert:
       algorithm: name of the class, for example "PPO".
       steps: of training at most.
       hyperparameters: keyword arguments of the algorithm; "policy_kwargs" included. A number may be written as
-        {"linear": 0.001}: it falls linearly to 0 over the training.
+        {"linear": 0.001}: it falls linearly to 0 over the training. Classes are named: "HerReplayBuffer" as
+        replay_buffer_class, "SmallCombinedExtractor" (`small_cnn.py`) as features_extractor_class.
       num_envs: environments stepped together.
       normalize: rewards, and observations that are not pictures, are scaled by running statistics.
       frame_stack: so many of the last observations are seen at once, one behind the other; zeros before the first.

@@ -40,16 +40,20 @@ ALGORITHMS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "TD3": ("Pendulum-v1", OFF_POLICY),
     "HER": ("reach", {**OFF_POLICY, **HINDSIGHT, "learning_starts": 120}),
     "pictures": (PICTURES, {"n_steps": 32, "batch_size": 32, "policy_kwargs": {"net_arch": [8]}}),
+    "small pictures": (
+        PICTURES,
+        {"n_steps": 32, "batch_size": 32, "policy_kwargs": {"features_extractor_class": "SmallCombinedExtractor"}},
+    ),
 }
 
 
 def a_task(algorithm: str, steps: int = 300) -> Task:
     name, hyperparameters = ALGORITHMS[algorithm]
     recipe = Sb3Expert(
-        algorithm={"HER": "SAC", "pictures": "PPO"}.get(algorithm, algorithm), steps=steps,
+        algorithm={"HER": "SAC", "pictures": "PPO", "small pictures": "PPO"}.get(algorithm, algorithm), steps=steps,
         hyperparameters=hyperparameters, num_envs=2,
     )  # fmt: skip
-    if algorithm == "pictures":
+    if name == PICTURES:
         recipe = dataclasses.replace(recipe, frame_stack=3, normalize=True)
     if name == "reach":
         return Task(
