@@ -150,7 +150,10 @@ def train_specialist(
 
 
 class SpecialistPolicy:
-    """A trained specialist as a `rollout.Policy`: its most likely action, one forward pass for all slots."""
+    """A trained specialist as a `rollout.Policy`: one forward pass for all slots.
+
+    Its actions are the most likely ones, or drawn where its recipe says so: the same in an episode of the same seed.
+    """
 
     def __init__(self, task: Task, model: BaseAlgorithm, *, agent_id: str, agent_hash: str) -> None:
         self.agent_id = agent_id
@@ -161,7 +164,8 @@ class SpecialistPolicy:
         # What a recurrent agent remembers in each slot: None until its first step.
         self._is_recurrent = hasattr(model.policy, "lstm_actor")
         self._memory: dict[int, Any] = {}
-        self._frame_stack = _recipe(task).frame_stack
+        self._frame_stack, self._draws = _recipe(task).frame_stack, _recipe(task).draws
+        self._rngs: dict[int, np.random.Generator] = {}
         self._frames: dict[int, collections.deque[dict[str, np.ndarray]]] = {}
         env = task.environment()
         try:
@@ -174,9 +178,10 @@ class SpecialistPolicy:
         """What an agent remembers of the episode before is forgotten."""
         self._memory.pop(slot, None)
         self._frames.pop(slot, None)
+        self._rngs[slot] = np.random.default_rng(seed)
 
     def act(self, slots: Sequence[int], observations: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-        """The deterministic actions, clipped or scaled into the action space as in training."""
+        """The actions, clipped or scaled into the action space as in training."""
         values = [self._to_value(observation) for observation in observations]
         if self._frame_stack > 1:
             values = [self._stacked(slot, value) for slot, value in zip(slots, values, strict=True)]
@@ -189,6 +194,8 @@ class SpecialistPolicy:
             batch = self._normalize.normalize_obs(batch)
         if self._is_recurrent:
             actions = self._predict_with_memory(slots, batch)
+        elif self._draws:
+            actions = self._drawn(slots, batch)
         else:
             actions, _ = self._model.predict(batch, deterministic=True)
         return [self._to_fields(action) for action in actions]
@@ -201,6 +208,15 @@ class SpecialistPolicy:
         frames.append(keyed)
         stacked = {key: np.concatenate([frame[key] for frame in frames], axis=-1) for key in keyed}
         return stacked if isinstance(value, dict) else stacked[""]
+
+    def _drawn(self, slots: Sequence[int], batch: Any) -> np.ndarray:
+        policy: Any = self._model.policy
+        policy.set_training_mode(False)
+        with torch.no_grad():
+            tensors, _ = policy.obs_to_tensor(batch)
+            probabilities = policy.get_distribution(tensors).distribution.probs.double().cpu().numpy()
+        rows = zip(slots, probabilities / probabilities.sum(axis=1, keepdims=True), strict=True)
+        return np.array([self._rngs[slot].choice(len(row), p=row) for slot, row in rows])
 
     def _predict_with_memory(self, slots: Sequence[int], batch: Any) -> Any:
         policy: Any = self._model.policy
@@ -459,8 +475,10 @@ def _identity(task: Task, recipe: Sb3Expert) -> dict[str, Any]:
 
 
 def _recipe_json(recipe: Sb3Expert) -> dict[str, Any]:
-    """As JSON gives it back, so that it compares equal."""
-    return json.loads(json.dumps(dataclasses.asdict(recipe), default=str))
+    """What it was trained by, as JSON gives it back, so that it compares equal; how it acts later is not part of it."""
+    facts = dataclasses.asdict(recipe)
+    del facts["draws"]
+    return json.loads(json.dumps(facts, default=str))
 
 
 def _progress(header: Mapping[str, Any]) -> Progress:

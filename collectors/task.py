@@ -180,6 +180,8 @@ class Sb3Expert:
       num_envs: environments stepped together.
       normalize: rewards, and observations that are not pictures, are scaled by running statistics.
       frame_stack: so many of the last observations are seen at once, one behind the other; zeros before the first.
+      draws: acts by drawing from its probabilities of discrete actions, as in training, not by the most likely one; an
+        agent that learned little stands still without chance.
       stop_at: training ends once the mean return of the last `stop_window` episodes is at least this; None: never.
       stop_window: see `stop_at`.
       patience_steps: training also ends once that mean has not risen for this many steps; None: never.
@@ -191,6 +193,7 @@ class Sb3Expert:
     num_envs: int = 8
     normalize: bool = False
     frame_stack: int = 1
+    draws: bool = False
     stop_at: float | None = None
     stop_window: int = 40
     patience_steps: int | None = None

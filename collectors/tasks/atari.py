@@ -39,6 +39,7 @@ _FROM_PICTURES = Sb3Expert(
     steps=160_000,
     normalize=True,
     frame_stack=2,
+    draws=True,
     hyperparameters={
         "n_steps": 128,
         "batch_size": 128,

@@ -117,6 +117,26 @@ def test_a_specialist_is_trained_recorded_and_loaded(
     assert together == alone
 
 
+def test_a_specialist_that_draws_repeats_itself_with_the_seed(tmp_path: Path) -> None:
+    task, path = a_task("PPO"), tmp_path / "agent.safetensors"
+    specialists.train_specialist(task, lambda episode: None, path=path)
+    assert isinstance(task.expert, Sb3Expert)
+    drawing = dataclasses.replace(task, expert=dataclasses.replace(task.expert, draws=True))
+    played = {
+        seeds: list(rollout(drawing, specialists.load_specialist(drawing, path), seeds=seeds, num_envs=2))
+        for seeds in ((1, 2), (2, 1), (3, 4))
+    }
+    actions = {
+        episode.metadata.seed: episode.actions["action"].tolist()
+        for episodes in played.values()
+        for episode in episodes
+    }
+    for episode in [*played[1, 2], *played[2, 1]]:
+        assert episode.actions["action"].tolist() == actions[episode.metadata.seed]
+    likely = rollout(task, specialists.load_specialist(task, path), seeds=(1, 2))
+    assert [episode.actions["action"].tolist() for episode in likely] != [actions[1], actions[2]]
+
+
 def test_pictures_are_seen_one_behind_the_other_as_in_training(tmp_path: Path) -> None:
     task, path = a_task("pictures"), tmp_path / "agent.safetensors"
     specialists.train_specialist(task, lambda episode: None, path=path)
