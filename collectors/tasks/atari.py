@@ -50,7 +50,7 @@ _FROM_PICTURES = Sb3Expert(
         "policy_kwargs": {"features_extractor_class": "SmallCombinedExtractor"},
     },
 )
-_LEARNED = "KungFuMaster RoadRunner"
+_LEARNED = "Krull KungFuMaster RoadRunner"
 # The scripts read the console's memory and need no picture.
 _EXPERTS: Mapping[str, ScriptedExpert | Sb3Expert] = {
     **dict.fromkeys(_LEARNED.split(), _FROM_PICTURES),
