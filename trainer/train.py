@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from episode_store.command_line import progress
 from episode_store.errors import UserError
@@ -89,6 +88,8 @@ def _train(dataset: Dataset, run: Path, config: TrainConfig, ranks: Ranks) -> di
         checkpoint.load_optimizer(existing[-1], model, optimizer)
     ranks.wait()  # from here on the first rank writes checkpoints
     scaler = make_scaler(precision, device)
+    if state.scaler:
+        scaler.load_state_dict(state.scaler)
     with contextlib.ExitStack() as stack:
         peak = peak_flops(device, precision)
         metrics = stack.enter_context(Metrics(run, sampler.task_ids, state.step, ranks, peak))
@@ -124,26 +125,33 @@ def _train(dataset: Dataset, run: Path, config: TrainConfig, ranks: Ranks) -> di
             upcoming = _moved(next(source), device)
             next_waited = time.perf_counter() - began
             optimizer.unscale(scaler)
-            norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.gradient_clip_norm))
-            finite = math.isfinite(float(loss)) and (math.isfinite(float(norm)) or scaler.is_enabled())
+            total_norm = get_total_norm([value.grad for value in model.parameters() if value.grad is not None])
+            norm = float(whole(total_norm))
+            finite = math.isfinite(float(loss)) and math.isfinite(norm)
+            state.step += 1
             if finite:
                 state.skipped_in_a_row = 0
+                clip_grads_with_norm_(model.parameters(), config.optimizer.gradient_clip_norm, total_norm)
                 optimizer.step(scaler)
                 for part, values in zip(parts, losses, strict=True):
                     metrics.add_targets(values, part)
             else:
                 source_task = _first_broken(sampler.task_ids, parts, losses, ranks)
-                said = f"loss {float(loss)}, gradient norm {float(norm)}: not finite; {source_task}"
-                _skip_or_stop(state, config, metrics, ranks, f"{said}{_broken_gradient(model)}")
-                optimizer.forget()
-            state.step += 1
+                said = f"loss {float(loss)}, gradient norm {norm}: not finite; {source_task}{_broken_gradient(model)}"
+                if scaler.is_enabled():
+                    said += f", loss scale {scaler.get_scale():g}"
+                # While the scale of fp16 settles gradients overflow; a loss that is not finite has another cause.
+                settling = scaler.is_enabled() and math.isfinite(float(loss))
+                _skip_or_stop(state, metrics, said, may_skip=settling or config.non_finite == "skip")
+                optimizer.skip(scaler)
             state.num_tokens += num_tokens
             now = time.perf_counter()
             seconds, ended = now - ended, now
             state.seconds += seconds
             metrics.add_step(
-                loss=float(loss) if finite else 0.0,
-                norm=float(norm) if finite else 0.0,
+                skipped=not finite,
+                loss=float(loss),
+                norm=norm,
                 tokens=num_tokens,
                 flops=flops,
                 waited=waited,
@@ -153,16 +161,18 @@ def _train(dataset: Dataset, run: Path, config: TrainConfig, ranks: Ranks) -> di
             if state.step % config.log_every_steps == 0 or state.step == state.total_steps:
                 row = metrics.log(state.step, rate)
                 utilisation = f", MFU {row['mfu']:.1%}" if row["mfu"] else ""
-                bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s{utilisation}")
+                loss_text = "no step taken" if row["loss"] is None else f"loss {row['loss']:.3f}"
+                bar.set_postfix_str(f"{loss_text}, {row['tokens_per_second']:,.0f} tokens/s{utilisation}")
             bar.update(1)
             if config.budget_seconds and state.step % RECENT_STEPS == 0:
                 state.total_steps = ranks.share(_steps_in_budget(state, config, metrics.recent_seconds_per_step))
                 bar.total = state.total_steps
             if state.step % config.checkpoint_every_steps == 0 or state.step == state.total_steps:
                 state.validation_loss = _validation_loss(learner, validation, ranks, precision)
-                if state.validation_loss is not None:
+                if config.validation_sequences:
                     metrics.add_event(step=state.step, validation_loss=state.validation_loss)
                 tensors = checkpoint.snapshot(model, optimizer)  # all ranks have a part in it
+                state.scaler = scaler.state_dict()
                 if ranks.is_first:
                     metrics.flush()
                     writer.write(tensors, dataclasses.asdict(state))
@@ -261,7 +271,7 @@ def _validation_batches(dataset: Dataset, config: TrainConfig, ranks: Ranks) -> 
 
 @torch.no_grad()
 def _validation_loss(learner: nn.Module, parts: Sequence[Batch], ranks: Ranks, precision: str) -> float | None:
-    """Mean by weight over the held-out targets of all ranks, in nats; None where none are wanted."""
+    """Mean by weight over the held-out targets of all ranks, in nats; None where there are none or it is not finite."""
     one = torch.ones((), device=ranks.device)
     sums = torch.zeros(2, dtype=torch.float64, device=ranks.device)
     learner.eval()
@@ -270,7 +280,7 @@ def _validation_loss(learner: nn.Module, parts: Sequence[Batch], ranks: Ranks, p
             sums += torch.stack([learner(part, one)[1].double(), part.targets.weights.sum().double()])
     learner.train()
     total, weight = ranks.sum(sums)
-    return float(total / weight) if weight else None
+    return float(total / weight) if weight and bool(total.isfinite()) else None
 
 
 def _first_broken(task_ids: Sequence[str], parts: Sequence[Batch], losses: Sequence[torch.Tensor], ranks: Ranks) -> str:
@@ -291,19 +301,18 @@ def _broken_gradient(model: nn.Module) -> str:
     return ""
 
 
-def _skip_or_stop(state: _TrainingState, config: TrainConfig, metrics: Metrics, ranks: Ranks, said: str) -> None:
-    """What `non_finite` says.
+def _skip_or_stop(state: _TrainingState, metrics: Metrics, said: str, *, may_skip: bool) -> None:
+    """Counts and tells a step that is not finite.
 
     Raises:
-      NonFiniteLossError: by policy, or after too many steps in a row.
+      NonFiniteLossError: it may not be skipped, or too many were in a row.
     """
     state.skipped += 1
     state.skipped_in_a_row += 1
-    metrics.add_event(step=state.step, skipped=said)
-    if config.non_finite == "stop" or state.skipped_in_a_row >= _MOST_SKIPPED_IN_A_ROW:
+    if not may_skip or state.skipped_in_a_row >= _MOST_SKIPPED_IN_A_ROW:
+        metrics.add_event(step=state.step, skipped=said)
         raise NonFiniteLossError(f"step {state.step}: {said}; lower optimizer.learning_rate and run again")
-    if ranks.is_first:
-        tqdm.write(f"trainer: step {state.step}: {said}; the step is skipped", file=sys.stderr)
+    metrics.tell(state.step, "skipped", f"{said}; the step is skipped")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -318,6 +327,7 @@ class _TrainingState:
     skipped: int = 0
     skipped_in_a_row: int = 0
     validation_loss: float | None = None
+    scaler: dict[str, Any] = dataclasses.field(default_factory=dict)  # of fp16, else empty
 
 
 class Learner(nn.Module):

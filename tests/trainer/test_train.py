@@ -281,16 +281,16 @@ def test_a_loss_that_is_not_finite_names_its_task(shards, tmp_path, config, monk
     broken.on = True
     monkeypatch.setattr(train_module, "target_losses", broken)
     config = dataclasses.replace(config, batch_size=8)
-    with pytest.raises(train_module.NonFiniteLossError, match=f"step 0: loss nan.*in task {broken_task}, in the gr"):
+    with pytest.raises(train_module.NonFiniteLossError, match=f"step 1: loss nan.*in task {broken_task}, in the gr"):
         train(Dataset.open(shards), tmp_path / "stopped", config)
     skipping = dataclasses.replace(config, non_finite="skip", steps=40)
-    with pytest.raises(train_module.NonFiniteLossError, match="step 9: "):  # ten in a row are too many
+    with pytest.raises(train_module.NonFiniteLossError, match="step 10: "):  # ten in a row are too many
         train(Dataset.open(shards), tmp_path / "hopeless", skipping)
     monkeypatch.setattr(train_module, "learning_rate", lambda step, *_: setattr(broken, "on", step == 3) or 1e-3)
     summary = train(Dataset.open(shards), tmp_path / "skipped", dataclasses.replace(config, non_finite="skip", steps=6))
     assert summary["skipped_steps"] == 1
     rows = [json.loads(line) for line in (tmp_path / "skipped" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if "skipped" in row] == [3]
+    assert [row["step"] for row in rows if "skipped" in row] == [4]
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "skipped").values())
 
 
