@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,14 @@ class NonFiniteLossError(UserError):
     """The loss became NaN or infinite."""
 
 
-def train(dataset: Dataset, run: Path, config: TrainConfig) -> dict[str, Any]:
+def train(dataset: Dataset, run: Path, config: TrainConfig, *, extend: bool = False) -> dict[str, Any]:
     """Trains until `config.steps` (or its budget) and returns a summary. Resumes by itself.
+
+    Args:
+      dataset: the shards.
+      run: folder of the run.
+      config: its settings.
+      extend: whether a run begun with fewer `steps` goes on to these; not one with a budget of time.
 
     Raises:
       UserError: when the run was begun with other settings or shards.
@@ -52,14 +58,14 @@ def train(dataset: Dataset, run: Path, config: TrainConfig) -> dict[str, Any]:
     with parallel.ranks(choose_device(config.device)) as ranks, contextlib.ExitStack() as stack:
         if ranks.is_first:
             stack.enter_context(_alone(run))
-        return _train(dataset, run, config, ranks)
+        return _train(dataset, run, config, ranks, extend=extend)
 
 
-def _train(dataset: Dataset, run: Path, config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
+def _train(dataset: Dataset, run: Path, config: TrainConfig, ranks: Ranks, *, extend: bool = False) -> dict[str, Any]:
     device = ranks.device
     _check(config, ranks)
     if ranks.is_first:
-        _begin(run, config, dataset)
+        _begin(run, config, dataset, extend=extend)
     ranks.wait()
     data = dataset.load("train", damaged=config.damaged_shards)
     sampler = Sampler(data, config.sampler, config.seed)
@@ -107,6 +113,9 @@ def _train(dataset: Dataset, run: Path, config: TrainConfig, ranks: Ranks) -> di
             timeout_seconds=config.loader_timeout_seconds,
         )
         stack.callback(source.close)  # type: ignore[attr-defined]
+        _tell_damage(dataset, state, metrics)
+        if state.total_steps != config.steps and not config.budget_seconds:
+            _extend(state, config, metrics)
         bar = stack.enter_context(progress(description="training", total=state.total_steps, unit="steps"))
         bar.disable = not ranks.is_first
         bar.update(state.step)
@@ -187,7 +196,7 @@ def _train(dataset: Dataset, run: Path, config: TrainConfig, ranks: Ranks) -> di
         "device": str(device),
         "ranks": ranks.size,
         "skipped_steps": state.skipped,
-        "damaged_shards": dataset.damage,
+        "damaged_shards": list(dataset.damage.values()),
         "validation_loss": state.validation_loss,
         "checkpoint": str(checkpoint.latest(run)),
     }
@@ -315,6 +324,32 @@ def _skip_or_stop(state: _TrainingState, metrics: Metrics, said: str, *, may_ski
     metrics.tell(state.step, "skipped", f"{said}; the step is skipped")
 
 
+def _tell_damage(dataset: Dataset, state: _TrainingState, metrics: Metrics) -> None:
+    """What is trained without, and whether it was so when the checkpoint was written."""
+    before, now = state.damaged_shards, sorted(dataset.damage)
+    step = state.step + 1  # the first one that this is about
+    for said in dataset.damage.values():
+        metrics.tell(step, "damaged_shard", f"{said}; it is left out")
+    for task_id in dataset.lost_tasks():
+        metrics.tell(step, "lost_task", f"every shard of {task_id} is damaged: the task is not trained")
+    if before is not None and before != now:
+        changed = f"damaged shards were {before} when the checkpoint was written and are {now} now"
+        metrics.tell(step, "changed_damage", f"{changed}: the samples are no longer those of an undisturbed run")
+    state.damaged_shards = now
+
+
+def _extend(state: _TrainingState, config: TrainConfig, metrics: Metrics) -> None:
+    """Goes on to the steps that the settings say now."""
+    before, state.total_steps = state.total_steps, config.steps
+    old, new = (learning_rate(state.step, total, config.optimizer) for total in (before, config.steps))
+    metrics.tell(
+        state.step + 1,
+        "extended",
+        f"extended from {before} to {config.steps} steps: the learning rate is that of the longer schedule, {new:.3g} "
+        f"instead of {old:.3g}; a run begun with {config.steps} steps would have other weights",
+    )
+
+
 @dataclasses.dataclass(kw_only=True)
 class _TrainingState:
     """What a resumed run needs besides weights and moments; the sampler needs the step alone."""
@@ -328,6 +363,7 @@ class _TrainingState:
     skipped_in_a_row: int = 0
     validation_loss: float | None = None
     scaler: dict[str, Any] = dataclasses.field(default_factory=dict)  # of fp16, else empty
+    damaged_shards: list[str] | None = None  # files that were left out; None in older checkpoints
 
 
 class Learner(nn.Module):
@@ -363,8 +399,8 @@ def _alone(run: Path) -> Iterator[None]:
         yield
 
 
-def _begin(run: Path, config: TrainConfig, dataset: Dataset) -> None:
-    """Records the settings, or checks that they are those the run was begun with."""
+def _begin(run: Path, config: TrainConfig, dataset: Dataset, *, extend: bool) -> None:
+    """Records the settings, or checks that they are those the run was begun with, but for more steps with `extend`."""
     run.mkdir(parents=True, exist_ok=True)
     body = {**config.to_json(), "shards": {"path": str(dataset.path), "fingerprint": dataset.info.get("fingerprint")}}
     file = run / checkpoint.CONFIG_FILE
@@ -375,15 +411,26 @@ def _begin(run: Path, config: TrainConfig, dataset: Dataset) -> None:
             before |= json.loads(json.dumps(checkpoint.load_config(run).to_json()))
         except (FileNotFoundError, ValueError) as error:
             raise UserError(f"{file}: unreadable ({error}); use another --output") from None
-        for key in body:
-            same = before.get(key) == json.loads(json.dumps(body[key]))
-            if key == "shards":
-                same = before.get(key, {}).get("fingerprint") == body[key]["fingerprint"]
-            if not same:
-                raise UserError(
-                    f"{run}: begun with {key}={before.get(key)}, now {body[key]}; "
-                    "use the same settings to resume, or another --output"
-                )
+        old, new = _by_name(before), _by_name(json.loads(json.dumps(body)))
+        for name in sorted({*old, *new} - {"shards.path"}):
+            if old.get(name) == new.get(name):
+                continue
+            advice = "use the same settings to resume, or another --output"
+            if name in ("steps", "budget_seconds") and before["budget_seconds"]:
+                advice = "a run with --minutes cannot be made longer; begin another one with another --output"
+            elif name == "steps" and config.steps > before["steps"]:
+                if extend:
+                    continue
+                advice = f"`--resume --steps {config.steps}` extends it"
+            raise UserError(f"{run}: begun with {name}={old.get(name)}, now {new.get(name)}; {advice}")
     else:
         (run / METRICS_FILE).unlink(missing_ok=True)
     write_json(file, body)
+
+
+def _by_name(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as `--set` names them."""
+    named: dict[str, Any] = {}
+    for key, value in settings.items():
+        named |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
+    return named
