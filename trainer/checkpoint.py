@@ -4,7 +4,7 @@
 <run>/checkpoints/step-00001200/
     model.safetensors                   weights in fp32
     optimizer.safetensors               moments, "<parameter>.exp_avg" and so on
-    state.json                          step, schedule, scale of fp16, checksums (XXH3) of the two files above; written last
+    state.json                          step, scale of fp16, checksums (XXH3) of the two above, ...; written last
 """
 
 from __future__ import annotations

@@ -64,9 +64,7 @@ def _add_train(command: CommandLine, command_line: Sequence[str]) -> None:
     )
     train.add_argument("--shards", required=True, metavar="DIR", help="folder that `beam_jobs build-shards` wrote")
     add_output(train, "folder of the run: checkpoints, metrics, settings")
-    train.add_argument(
-        "--preset", metavar="NAME", help=f"settings: {', '.join(presets.PRESETS)} (demo)"
-    )
+    train.add_argument("--preset", metavar="NAME", help=f"settings: {', '.join(presets.PRESETS)} (demo)")
     train.add_argument(
         "--resume",
         action="store_true",
@@ -95,9 +93,7 @@ def _train(arguments: argparse.Namespace) -> int:
     dataset = Dataset.open(arguments.shards)
     if ranks > 1:
         return launch(ranks, arguments.command_line)
-    summary = train(
-        dataset, Path(arguments.output), config, extend=arguments.resume and arguments.steps is not None
-    )
+    summary = train(dataset, Path(arguments.output), config, extend=arguments.resume and arguments.steps is not None)
     if int(os.environ.get("RANK", "0")):
         return 0  # the first rank speaks for all
     if arguments.json:
