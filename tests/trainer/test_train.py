@@ -76,14 +76,15 @@ def test_a_resumed_run_keeps_its_precision(shards, tmp_path, config, monkeypatch
 
 @pytest.mark.slow
 def test_a_compiled_network_learns_what_the_plain_one_learns(shards, tmp_path, config):
-    config = dataclasses.replace(config, validation_sequences=2)
+    # Compiling takes a minute or more, whatever the size; another number of pictures or of buckets compiles anew.
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_blocks=1), batch_size=1, steps=2)
     for run, compiled in (("plain", False), ("compiled", True)):
         train(Dataset.open(shards), tmp_path / run, dataclasses.replace(config, compile=compiled))
     losses = [
-        [json.loads(line).get("loss") for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        [json.loads(line)["loss"] for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
         for run in ("plain", "compiled")
     ]
-    assert len(losses[0]) == 9  # six steps, three held-out losses
+    assert len(losses[0]) == 2
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     checkpoint.load_model(tmp_path / "compiled", torch.device("cpu"))
 
