@@ -76,7 +76,7 @@ def test_a_resumed_run_keeps_its_precision(shards, tmp_path, config, monkeypatch
 
 @pytest.mark.slow
 def test_a_compiled_network_learns_what_the_plain_one_learns(shards, tmp_path, config):
-    # Compiling takes a minute or more, whatever the size; another number of pictures or of buckets compiles anew.
+    # Compiling takes a minute or more, whatever the size, and the second batch compiled anew.
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_blocks=1), batch_size=1, steps=2)
     for run, compiled in (("plain", False), ("compiled", True)):
         train(Dataset.open(shards), tmp_path / run, dataclasses.replace(config, compile=compiled))
