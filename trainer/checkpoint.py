@@ -4,7 +4,7 @@
 <run>/checkpoints/step-00001200/
     model.safetensors                   weights in fp32
     optimizer.safetensors               moments, "<parameter>.exp_avg" and so on
-    state.json                          step, schedule, random state; written last inside the folder
+    state.json                          step, scale of fp16, checksums (XXH3) of the two above, ...; written last
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 import safetensors
 import torch
+import xxhash
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -40,9 +41,14 @@ _NAME = re.compile(r"step-(\d{8})")
 
 
 class Writer:
-    """Writes checkpoints in a thread while training goes on; one at a time."""
+    """Writes checkpoints in a thread while training goes on; one at a time.
+
+    Raises:
+      UserError: `keep` is less than 1.
+    """
 
     def __init__(self, run: Path, *, keep: int) -> None:
+        _check_keep(keep)
         self._run, self._keep = run, keep
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -115,8 +121,12 @@ def save(run: Path, tensors: Tensors, state: Mapping[str, Any], *, keep: int = 2
       run: its folder.
       tensors: of `snapshot`.
       state: JSON; "step" names the checkpoint.
-      keep: how many stay.
+      keep: how many stay, at least 1.
+
+    Raises:
+      UserError: it could not be written, or `keep` is less than 1.
     """
+    _check_keep(keep)
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{state['step']:08d}"
@@ -127,8 +137,12 @@ def save(run: Path, tensors: Tensors, state: Mapping[str, Any], *, keep: int = 2
     try:
         for file, values in tensors.items():
             save_file(dict(values), partial / f"{file}.safetensors")
-        write_json(partial / STATE_FILE, {"format": FORMAT, "vocabulary_size": VOCABULARY_SIZE, **state})
+        facts = {"format": FORMAT, "vocabulary_size": VOCABULARY_SIZE}
+        facts["checksums"] = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
+        write_json(partial / STATE_FILE, {**facts, **state})
+        mode = (partial / STATE_FILE).stat().st_mode
         for path in partial.iterdir():
+            path.chmod(mode)  # safetensors makes files for their owner alone, whatever the umask
             sync_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         shutil.rmtree(partial)
@@ -145,6 +159,16 @@ def save(run: Path, tensors: Tensors, state: Mapping[str, Any], *, keep: int = 2
         if old not in kept and old != lowest:
             shutil.rmtree(old)
     return final
+
+
+def _check_keep(keep: int) -> None:
+    if keep < 1:
+        raise UserError(f"keep_checkpoints {keep}: expected 1 or more")
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 def best(run: Path) -> Path | None:
@@ -186,7 +210,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{checkpoint}: not a checkpoint: no state.json in it") from None
     except ValueError as error:
-        raise UserError(f"{file}: damaged ({error}); remove {checkpoint} to use the one before it") from None
+        raise UserError(f"{file}: damaged ({error}); {_before(file)}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{file}: expected format {FORMAT}")
     if state.get("vocabulary_size") != VOCABULARY_SIZE:
@@ -263,9 +287,16 @@ def load_model(run: Path, device: torch.device, checkpoint: Path | None = None) 
 
 
 def _load(path: Path) -> dict[str, torch.Tensor]:
+    written = read_state(path.parent).get("checksums", {}).get(path.name)  # older checkpoints have none
     try:
+        if written not in (None, _checksum(path)):
+            raise UserError(f"{path}: damaged (not the bytes that were written); {_before(path)}")
         return load_file(path)
     except FileNotFoundError:
         raise UserError(f"{path.parent}: not a checkpoint: no {path.name} in it") from None
     except safetensors.SafetensorError as error:
-        raise UserError(f"{path}: damaged ({error}); remove {path.parent} to use the one before it") from None
+        raise UserError(f"{path}: damaged ({error}); {_before(path)}") from None
+
+
+def _before(path: Path) -> str:
+    return f"remove {path.parent} to use the one before it"

@@ -64,16 +64,17 @@ def _add_train(command: CommandLine, command_line: Sequence[str]) -> None:
     )
     train.add_argument("--shards", required=True, metavar="DIR", help="folder that `beam_jobs build-shards` wrote")
     add_output(train, "folder of the run: checkpoints, metrics, settings")
+    train.add_argument("--preset", metavar="NAME", help=f"settings: {', '.join(presets.PRESETS)} (demo)")
     train.add_argument(
-        "--preset", default="demo", metavar="NAME", help=f"settings: {', '.join(presets.PRESETS)} (demo)"
-    )
-    train.add_argument(
-        "--resume", action="store_true", help="go on with the settings of the run in --output; there must be one"
+        "--resume",
+        action="store_true",
+        help="go on with the settings of the run in --output, which other flags may not contradict; --steps extends it",
     )
     train.add_argument("--steps", type=positive_int, metavar="N", help="optimizer steps at most (the preset's)")
     train.add_argument("--minutes", type=float, metavar="M", help="steps are chosen so that training takes about M")
     add_seed(train)
-    train.set_defaults(command_line=command_line)  # which each rank runs
+    # The command line is for each rank; a seed that is not given is no contradiction to a run's.
+    train.set_defaults(command_line=command_line, seed=None)
     train.add_argument(
         "--ranks", default="1", metavar="N", help="processes that share the work on this machine, or auto (1)"
     )
@@ -83,41 +84,55 @@ def _add_train(command: CommandLine, command_line: Sequence[str]) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from trainer import checkpoint
     from trainer.parallel import launch, number_of_ranks
     from trainer.shards import Dataset
     from trainer.train import train
 
-    config = checkpoint.load_config(Path(arguments.output)) if arguments.resume else _settings(arguments)
-    if arguments.resume:
-        checkpoint.latest(Path(arguments.output))
+    config = _settings(arguments)
     ranks = 1 if "RANK" in os.environ else number_of_ranks(arguments.ranks)
     dataset = Dataset.open(arguments.shards)
     if ranks > 1:
         return launch(ranks, arguments.command_line)
-    summary = train(dataset, Path(arguments.output), config)
+    summary = train(dataset, Path(arguments.output), config, extend=arguments.resume and arguments.steps is not None)
     if int(os.environ.get("RANK", "0")):
         return 0  # the first rank speaks for all
     if arguments.json:
         print_json(summary)
     else:
-        print(
+        line = (
             f"{summary['checkpoint']}: {summary['parameters']:,} parameters, {summary['steps']} steps, "
             f"{summary['tokens']:,} tokens in {summary['seconds']:.0f} s, {summary['precision']} on {summary['device']}"
         )
+        for count, what in (
+            (summary["skipped_steps"], "steps skipped"),
+            (len(summary["damaged_shards"]), "damaged shards left out"),
+        ):
+            line += f", {count} {what}" if count else ""
+        print(line)
     return 0
 
 
 def _settings(arguments: argparse.Namespace) -> TrainConfig:
+    """What the flags ask for: changes of the preset, or of the settings of the run that is resumed."""
+    from trainer import checkpoint
+
+    base = presets.get(arguments.preset or "demo")
+    if arguments.resume:
+        run = Path(arguments.output)
+        checkpoint.latest(run)  # there must be one
+        base = base if arguments.preset else checkpoint.load_config(run)
     given = assignments(arguments.set)
-    given["seed"] = str(arguments.seed)
+    if arguments.seed is not None:
+        given["seed"] = str(arguments.seed)
     if arguments.steps:
         given["steps"] = str(arguments.steps)
     if arguments.minutes is not None:
         if arguments.minutes <= 0:
             raise UserError(f"--minutes {arguments.minutes}: expected more than 0")
-        given |= {"budget_seconds": str(60.0 * arguments.minutes), "steps": given.get("steps", "1000000")}
-    return override(presets.get(arguments.preset), given)
+        given["budget_seconds"] = str(60.0 * arguments.minutes)
+        if base.budget_seconds is None:
+            given.setdefault("steps", "1000000")
+    return override(base, given)
 
 
 def assignments(texts: Sequence[str]) -> dict[str, str]:

@@ -116,8 +116,9 @@ class TrainConfig:
 
     Attributes:
       steps: optimizer steps; fewer if `budget_seconds` would be exceeded.
-      budget_seconds: when set, the speed of the first steps decides how many steps fit; the number is kept in the
-        checkpoint, so a resumed run keeps the same schedule.
+      budget_seconds: when set, every 50 steps the speed of the last 50 decides anew how many steps fit, and with them
+        the schedule of the learning rate. The number so far is kept in the checkpoint, but a resumed run measures
+        again: it need not end with the bits of one that was never disturbed.
       batch_size: packed sequences a step, over all ranks.
       accumulation_steps: parts that each rank computes its share of a batch in, one after the other, to need less
         memory; the gradients are added, so the result is the same.
@@ -125,6 +126,7 @@ class TrainConfig:
       keep_checkpoints: the newest ones that stay; with a validation loss the best one stays too.
       validation_sequences: sequences of held-out data whose loss is measured with each checkpoint; 0 for none.
       non_finite: what a loss or a gradient that is not finite does: "stop" ends the run, "skip" leaves the step out.
+        Gradients that overflow in fp16 lower the loss scale and are left out in both. Ten steps in a row end the run.
       damaged_shards: "stop", or "skip" to train without them; they are named and counted.
       loader_timeout_seconds: without a batch for so long, a run ends.
       precision: "auto", "fp32", "bf16" or "fp16".

@@ -5,11 +5,15 @@ from __future__ import annotations
 import collections
 import json
 import math
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
+from episode_store.files import write_bytes
 from trainer.batch import Batch
 from trainer.parallel import Ranks
 
@@ -33,10 +37,9 @@ class Metrics:
 
         path = run / METRICS_FILE
         lines = path.read_text().splitlines() if path.exists() else []
-        # Lines after the checkpoint that we resume from are written again.
-        kept = [line for line in lines if _step_of(line) <= first_step]
-        self._file = path.open("w")
-        self._file.writelines(line + "\n" for line in kept)
+        # Lines after the checkpoint that we resume from are written again. A kill must not cost those before it.
+        write_bytes(path, "".join(line + "\n" for line in lines if _step_of(line) <= first_step).encode())
+        self._file = path.open("a")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
 
     def __enter__(self) -> Metrics:
@@ -57,6 +60,7 @@ class Metrics:
         self._counts = torch.zeros(len(self._task_ids))
         self._totals = {"loss": 0.0, "norm": 0.0, "waited": 0.0, "seconds": 0.0, "tokens": 0.0, "flops": 0.0}
         self._steps = 0
+        self._skipped = 0
 
     def add_targets(self, losses: torch.Tensor, batch: Batch) -> None:
         """The losses of this rank's targets."""
@@ -64,22 +68,30 @@ class Metrics:
         self._sums.index_add_(0, tasks, losses.cpu())
         self._counts.index_add_(0, tasks, torch.ones(len(tasks)))
 
-    def add_step(self, **values: float) -> None:
-        """One step's numbers: loss, norm, tokens and flops of all ranks; waited, seconds."""
+    def add_step(self, *, skipped: bool = False, **values: float) -> None:
+        """One step's numbers: loss, norm, tokens and flops of all ranks; waited, seconds.
+
+        A step that was skipped has no part in the means of loss and norm.
+        """
         for name, value in values.items():
-            self._totals[name] += value
+            if not (skipped and name in ("loss", "norm")):
+                self._totals[name] += value
         self._steps += 1
+        self._skipped += skipped
         self._recent.append(values["seconds"])
 
     def log(self, step: int, rate: float) -> dict[str, Any]:
-        """Writes one line and starts anew. All ranks call it; the targets of all of them count."""
-        totals = self._totals
+        """Writes one line and starts anew. All ranks call it; the targets of all of them count.
+
+        Loss and gradient norm are None where every step was skipped.
+        """
+        totals, taken = self._totals, self._steps - self._skipped
         sums, counts = self._ranks.sum(torch.stack([self._sums, self._counts]).to(self._ranks.device)).cpu()
         row: dict[str, Any] = {
             "step": step,
-            "loss": totals["loss"] / self._steps,
+            "loss": totals["loss"] / taken if taken else None,
             "learning_rate": rate,
-            "gradient_norm": totals["norm"] / self._steps,
+            "gradient_norm": totals["norm"] / taken if taken else None,
             "tokens_per_second": totals["tokens"] / totals["seconds"],
             "targets_per_second": float(counts.sum()) / totals["seconds"],
             "data_wait_share": totals["waited"] / totals["seconds"],
@@ -93,7 +105,7 @@ class Metrics:
         self._reset()
         if not self._ranks.is_first:
             return row
-        self._file.write(json.dumps(row) + "\n")
+        self.add_event(**row)
         for name, value in row.items():
             if name == "task_losses":
                 for task_id, loss in value.items():
@@ -103,9 +115,15 @@ class Metrics:
         return row
 
     def add_event(self, **facts: Any) -> None:
-        """A line of its own, for what does not happen in every step."""
+        """A line of its own, for what does not happen in every step; "step" is the one that it belongs to, from 1."""
         if self._ranks.is_first:
-            self._file.write(json.dumps(facts) + "\n")
+            self._file.write(json.dumps(facts, allow_nan=False) + "\n")
+
+    def tell(self, step: int, kind: str, said: str) -> None:
+        """An event that the user should see at once, too."""
+        self.add_event(step=step, **{kind: said})
+        if self._ranks.is_first:
+            tqdm.write(f"trainer: step {step}: {said}", file=sys.stderr)
 
     def _mfu(self, flops_per_second: float) -> float | None:
         """Model FLOPs utilisation: the part of the peak that the network's own operations used."""
@@ -114,6 +132,7 @@ class Metrics:
     def flush(self) -> None:
         """Puts the lines on the disk, so that they are there when the checkpoint is."""
         self._file.flush()
+        os.fsync(self._file.fileno())
         self._board.flush()
 
 

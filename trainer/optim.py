@@ -48,14 +48,17 @@ class Optimizer:
                 group["lr"] = rate * group["share"]
 
     def step(self, scaler: torch.amp.GradScaler) -> None:
-        """One update, left out where fp16 gradients overflowed; forgets the gradients."""
+        """One update with unscaled gradients, all of them finite; forgets them.
+
+        The scaler would leave out a part whose own gradients are not finite, and the others would step.
+        """
         for part in self.parts:
             scaler.step(part)
-        scaler.update()
-        self.forget()
+        self.skip(scaler)
 
-    def forget(self) -> None:
-        """Drops the gradients."""
+    def skip(self, scaler: torch.amp.GradScaler) -> None:
+        """Forgets unscaled gradients; the loss scale of fp16 is lowered where one is not finite."""
+        scaler.update()
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 

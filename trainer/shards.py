@@ -119,8 +119,8 @@ class Dataset:
 
     path: Path
     info: Mapping[str, Any]
-    # What `load` left out, a sentence a shard.
-    damage: list[str] = dataclasses.field(default_factory=list)
+    # What `load` left out: file of the shard -> what is wrong with it.
+    damage: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def open(cls, path: str | Path) -> Dataset:
@@ -147,6 +147,12 @@ class Dataset:
             raise UserError(f"{file}: expected vocabulary {VOCABULARY_SIZE}, got {info.get('vocabulary_size')}")
         return cls(path=path, info=info)
 
+    def lost_tasks(self, split: str = "train") -> list[str]:
+        """Tasks whose shards of a split are all in `damage`."""
+        shards = [shard for shard in self.info["shards"] if shard["split"] == split]
+        left = {shard["task_id"] for shard in shards if shard["file"] not in self.damage}
+        return sorted({shard["task_id"] for shard in shards} - left)
+
     @property
     def tasks(self) -> dict[str, TaskSpec]:
         """Task id -> spec."""
@@ -167,7 +173,7 @@ class Dataset:
                     try:
                         packs = iter(list(packs))
                     except UserError as error:
-                        self.damage.append(str(error))
+                        self.damage[shard["file"]] = str(error)
                         continue
                 yield from packs
 
@@ -189,6 +195,9 @@ class Dataset:
         Args:
           split: "train" or "validation".
           damaged: "stop" raises at a damaged shard, "skip" leaves it out and notes it in `damage`.
+
+        Raises:
+          UserError: a shard is damaged, or with "skip" all of them.
         """
         packs: dict[str, list[Pack]] = {}
         total = sum(shard["num_samples"] for shard in self.info["shards"] if shard["split"] == split)
@@ -196,6 +205,8 @@ class Dataset:
             self.packs(split, damaged=damaged), description=f"reading {split} shards", total=total, unit="packs"
         ):
             packs.setdefault(pack.task_id, []).append(pack)
+        if total and not packs:
+            raise UserError(f"{self.path}: every {split} shard is damaged; the last: {[*self.damage.values()][-1]}")
         tasks = self.tasks
         return {task_id: self._join(tasks[task_id], packs[task_id]) for task_id in sorted(packs)}
 

@@ -6,15 +6,14 @@ import contextlib
 import dataclasses
 import json
 import math
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from episode_store.command_line import progress
 from episode_store.errors import UserError
@@ -44,8 +43,14 @@ class NonFiniteLossError(UserError):
     """The loss became NaN or infinite."""
 
 
-def train(dataset: Dataset, run: Path, config: TrainConfig) -> dict[str, Any]:
+def train(dataset: Dataset, run: Path, config: TrainConfig, *, extend: bool = False) -> dict[str, Any]:
     """Trains until `config.steps` (or its budget) and returns a summary. Resumes by itself.
+
+    Args:
+      dataset: the shards.
+      run: folder of the run.
+      config: its settings.
+      extend: whether a run begun with fewer `steps` goes on to these; not one with a budget of time.
 
     Raises:
       UserError: when the run was begun with other settings or shards.
@@ -53,14 +58,14 @@ def train(dataset: Dataset, run: Path, config: TrainConfig) -> dict[str, Any]:
     with parallel.ranks(choose_device(config.device)) as ranks, contextlib.ExitStack() as stack:
         if ranks.is_first:
             stack.enter_context(_alone(run))
-        return _train(dataset, run, config, ranks)
+        return _train(dataset, run, config, ranks, extend=extend)
 
 
-def _train(dataset: Dataset, run: Path, config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
+def _train(dataset: Dataset, run: Path, config: TrainConfig, ranks: Ranks, *, extend: bool = False) -> dict[str, Any]:
     device = ranks.device
     _check(config, ranks)
     if ranks.is_first:
-        _begin(run, config, dataset)
+        _begin(run, config, dataset, extend=extend)
     ranks.wait()
     data = dataset.load("train", damaged=config.damaged_shards)
     sampler = Sampler(data, config.sampler, config.seed)
@@ -89,6 +94,8 @@ def _train(dataset: Dataset, run: Path, config: TrainConfig, ranks: Ranks) -> di
         checkpoint.load_optimizer(existing[-1], model, optimizer)
     ranks.wait()  # from here on the first rank writes checkpoints
     scaler = make_scaler(precision, device)
+    if state.scaler:
+        scaler.load_state_dict(state.scaler)
     with contextlib.ExitStack() as stack:
         peak = peak_flops(device, precision)
         metrics = stack.enter_context(Metrics(run, sampler.task_ids, state.step, ranks, peak))
@@ -106,6 +113,9 @@ def _train(dataset: Dataset, run: Path, config: TrainConfig, ranks: Ranks) -> di
             timeout_seconds=config.loader_timeout_seconds,
         )
         stack.callback(source.close)  # type: ignore[attr-defined]
+        _tell_damage(dataset, state, metrics)
+        if state.total_steps != config.steps and not config.budget_seconds:
+            _extend(state, config, metrics)
         bar = stack.enter_context(progress(description="training", total=state.total_steps, unit="steps"))
         bar.disable = not ranks.is_first
         bar.update(state.step)
@@ -124,26 +134,33 @@ def _train(dataset: Dataset, run: Path, config: TrainConfig, ranks: Ranks) -> di
             upcoming = _moved(next(source), device)
             next_waited = time.perf_counter() - began
             optimizer.unscale(scaler)
-            norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.gradient_clip_norm))
-            finite = math.isfinite(float(loss)) and (math.isfinite(float(norm)) or scaler.is_enabled())
+            total_norm = get_total_norm([value.grad for value in model.parameters() if value.grad is not None])
+            norm = float(whole(total_norm))
+            finite = math.isfinite(float(loss)) and math.isfinite(norm)
+            state.step += 1
             if finite:
                 state.skipped_in_a_row = 0
+                clip_grads_with_norm_(model.parameters(), config.optimizer.gradient_clip_norm, total_norm)
                 optimizer.step(scaler)
                 for part, values in zip(parts, losses, strict=True):
                     metrics.add_targets(values, part)
             else:
                 source_task = _first_broken(sampler.task_ids, parts, losses, ranks)
-                said = f"loss {float(loss)}, gradient norm {float(norm)}: not finite; {source_task}"
-                _skip_or_stop(state, config, metrics, ranks, f"{said}{_broken_gradient(model)}")
-                optimizer.forget()
-            state.step += 1
+                said = f"loss {float(loss)}, gradient norm {norm}: not finite; {source_task}{_broken_gradient(model)}"
+                if scaler.is_enabled():
+                    said += f", loss scale {scaler.get_scale():g}"
+                # While the scale of fp16 settles gradients overflow; a loss that is not finite has another cause.
+                settling = scaler.is_enabled() and math.isfinite(float(loss))
+                _skip_or_stop(state, metrics, said, may_skip=settling or config.non_finite == "skip")
+                optimizer.skip(scaler)
             state.num_tokens += num_tokens
             now = time.perf_counter()
             seconds, ended = now - ended, now
             state.seconds += seconds
             metrics.add_step(
-                loss=float(loss) if finite else 0.0,
-                norm=float(norm) if finite else 0.0,
+                skipped=not finite,
+                loss=float(loss),
+                norm=norm,
                 tokens=num_tokens,
                 flops=flops,
                 waited=waited,
@@ -153,16 +170,18 @@ def _train(dataset: Dataset, run: Path, config: TrainConfig, ranks: Ranks) -> di
             if state.step % config.log_every_steps == 0 or state.step == state.total_steps:
                 row = metrics.log(state.step, rate)
                 utilisation = f", MFU {row['mfu']:.1%}" if row["mfu"] else ""
-                bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s{utilisation}")
+                loss_text = "no step taken" if row["loss"] is None else f"loss {row['loss']:.3f}"
+                bar.set_postfix_str(f"{loss_text}, {row['tokens_per_second']:,.0f} tokens/s{utilisation}")
             bar.update(1)
             if config.budget_seconds and state.step % RECENT_STEPS == 0:
                 state.total_steps = ranks.share(_steps_in_budget(state, config, metrics.recent_seconds_per_step))
                 bar.total = state.total_steps
             if state.step % config.checkpoint_every_steps == 0 or state.step == state.total_steps:
                 state.validation_loss = _validation_loss(learner, validation, ranks, precision)
-                if state.validation_loss is not None:
+                if config.validation_sequences:
                     metrics.add_event(step=state.step, validation_loss=state.validation_loss)
                 tensors = checkpoint.snapshot(model, optimizer)  # all ranks have a part in it
+                state.scaler = scaler.state_dict()
                 if ranks.is_first:
                     metrics.flush()
                     writer.write(tensors, dataclasses.asdict(state))
@@ -177,7 +196,7 @@ def _train(dataset: Dataset, run: Path, config: TrainConfig, ranks: Ranks) -> di
         "device": str(device),
         "ranks": ranks.size,
         "skipped_steps": state.skipped,
-        "damaged_shards": dataset.damage,
+        "damaged_shards": list(dataset.damage.values()),
         "validation_loss": state.validation_loss,
         "checkpoint": str(checkpoint.latest(run)),
     }
@@ -261,7 +280,7 @@ def _validation_batches(dataset: Dataset, config: TrainConfig, ranks: Ranks) -> 
 
 @torch.no_grad()
 def _validation_loss(learner: nn.Module, parts: Sequence[Batch], ranks: Ranks, precision: str) -> float | None:
-    """Mean by weight over the held-out targets of all ranks, in nats; None where none are wanted."""
+    """Mean by weight over the held-out targets of all ranks, in nats; None where there are none or it is not finite."""
     one = torch.ones((), device=ranks.device)
     sums = torch.zeros(2, dtype=torch.float64, device=ranks.device)
     learner.eval()
@@ -270,7 +289,7 @@ def _validation_loss(learner: nn.Module, parts: Sequence[Batch], ranks: Ranks, p
             sums += torch.stack([learner(part, one)[1].double(), part.targets.weights.sum().double()])
     learner.train()
     total, weight = ranks.sum(sums)
-    return float(total / weight) if weight else None
+    return float(total / weight) if weight and bool(total.isfinite()) else None
 
 
 def _first_broken(task_ids: Sequence[str], parts: Sequence[Batch], losses: Sequence[torch.Tensor], ranks: Ranks) -> str:
@@ -291,19 +310,44 @@ def _broken_gradient(model: nn.Module) -> str:
     return ""
 
 
-def _skip_or_stop(state: _TrainingState, config: TrainConfig, metrics: Metrics, ranks: Ranks, said: str) -> None:
-    """What `non_finite` says.
+def _skip_or_stop(state: _TrainingState, metrics: Metrics, said: str, *, may_skip: bool) -> None:
+    """Counts and tells a step that is not finite.
 
     Raises:
-      NonFiniteLossError: by policy, or after too many steps in a row.
+      NonFiniteLossError: it may not be skipped, or too many were in a row.
     """
     state.skipped += 1
     state.skipped_in_a_row += 1
-    metrics.add_event(step=state.step, skipped=said)
-    if config.non_finite == "stop" or state.skipped_in_a_row >= _MOST_SKIPPED_IN_A_ROW:
+    if not may_skip or state.skipped_in_a_row >= _MOST_SKIPPED_IN_A_ROW:
+        metrics.add_event(step=state.step, skipped=said)
         raise NonFiniteLossError(f"step {state.step}: {said}; lower optimizer.learning_rate and run again")
-    if ranks.is_first:
-        tqdm.write(f"trainer: step {state.step}: {said}; the step is skipped", file=sys.stderr)
+    metrics.tell(state.step, "skipped", f"{said}; the step is skipped")
+
+
+def _tell_damage(dataset: Dataset, state: _TrainingState, metrics: Metrics) -> None:
+    """What is trained without, and whether it was so when the checkpoint was written."""
+    before, now = state.damaged_shards, sorted(dataset.damage)
+    step = state.step + 1  # the first one that this is about
+    for said in dataset.damage.values():
+        metrics.tell(step, "damaged_shard", f"{said}; it is left out")
+    for task_id in dataset.lost_tasks():
+        metrics.tell(step, "lost_task", f"every shard of {task_id} is damaged: the task is not trained")
+    if before is not None and before != now:
+        changed = f"damaged shards were {before} when the checkpoint was written and are {now} now"
+        metrics.tell(step, "changed_damage", f"{changed}: the samples are no longer those of an undisturbed run")
+    state.damaged_shards = now
+
+
+def _extend(state: _TrainingState, config: TrainConfig, metrics: Metrics) -> None:
+    """Goes on to the steps that the settings say now."""
+    before, state.total_steps = state.total_steps, config.steps
+    old, new = (learning_rate(state.step, total, config.optimizer) for total in (before, config.steps))
+    metrics.tell(
+        state.step + 1,
+        "extended",
+        f"extended from {before} to {config.steps} steps: the learning rate is that of the longer schedule, {new:.3g} "
+        f"instead of {old:.3g}; a run begun with {config.steps} steps would have other weights",
+    )
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -318,6 +362,8 @@ class _TrainingState:
     skipped: int = 0
     skipped_in_a_row: int = 0
     validation_loss: float | None = None
+    scaler: dict[str, Any] = dataclasses.field(default_factory=dict)  # of fp16, else empty
+    damaged_shards: list[str] | None = None  # files that were left out; None in older checkpoints
 
 
 class Learner(nn.Module):
@@ -353,8 +399,8 @@ def _alone(run: Path) -> Iterator[None]:
         yield
 
 
-def _begin(run: Path, config: TrainConfig, dataset: Dataset) -> None:
-    """Records the settings, or checks that they are those the run was begun with."""
+def _begin(run: Path, config: TrainConfig, dataset: Dataset, *, extend: bool) -> None:
+    """Records the settings, or checks that they are those the run was begun with, but for more steps with `extend`."""
     run.mkdir(parents=True, exist_ok=True)
     body = {**config.to_json(), "shards": {"path": str(dataset.path), "fingerprint": dataset.info.get("fingerprint")}}
     file = run / checkpoint.CONFIG_FILE
@@ -365,15 +411,26 @@ def _begin(run: Path, config: TrainConfig, dataset: Dataset) -> None:
             before |= json.loads(json.dumps(checkpoint.load_config(run).to_json()))
         except (FileNotFoundError, ValueError) as error:
             raise UserError(f"{file}: unreadable ({error}); use another --output") from None
-        for key in body:
-            same = before.get(key) == json.loads(json.dumps(body[key]))
-            if key == "shards":
-                same = before.get(key, {}).get("fingerprint") == body[key]["fingerprint"]
-            if not same:
-                raise UserError(
-                    f"{run}: begun with {key}={before.get(key)}, now {body[key]}; "
-                    "use the same settings to resume, or another --output"
-                )
+        old, new = _by_name(before), _by_name(json.loads(json.dumps(body)))
+        for name in sorted({*old, *new} - {"shards.path"}):
+            if old.get(name) == new.get(name):
+                continue
+            advice = "use the same settings to resume, or another --output"
+            if name in ("steps", "budget_seconds") and before["budget_seconds"]:
+                advice = "a run with --minutes cannot be made longer; begin another one with another --output"
+            elif name == "steps" and config.steps > before["steps"]:
+                if extend:
+                    continue
+                advice = f"`--resume --steps {config.steps}` extends it"
+            raise UserError(f"{run}: begun with {name}={old.get(name)}, now {new.get(name)}; {advice}")
     else:
         (run / METRICS_FILE).unlink(missing_ok=True)
     write_json(file, body)
+
+
+def _by_name(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as `--set` names them."""
+    named: dict[str, Any] = {}
+    for key, value in settings.items():
+        named |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
+    return named

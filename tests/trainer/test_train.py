@@ -75,6 +75,21 @@ def test_a_resumed_run_keeps_its_precision(shards, tmp_path, config, monkeypatch
 
 
 @pytest.mark.slow
+def test_a_compiled_network_learns_what_the_plain_one_learns(shards, tmp_path, config):
+    # Compiling takes a minute or more, whatever the size, and the second batch compiled anew.
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_blocks=1), batch_size=1, steps=2)
+    for run, compiled in (("plain", False), ("compiled", True)):
+        train(Dataset.open(shards), tmp_path / run, dataclasses.replace(config, compile=compiled))
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("plain", "compiled")
+    ]
+    assert len(losses[0]) == 2
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    checkpoint.load_model(tmp_path / "compiled", torch.device("cpu"))
+
+
+@pytest.mark.slow
 def test_killed_for_real_it_ends_with_the_same_bits(shards, tmp_path, config):
     config = dataclasses.replace(config, steps=60, checkpoint_every_steps=5)
     script = tmp_path / "run.py"
@@ -281,16 +296,16 @@ def test_a_loss_that_is_not_finite_names_its_task(shards, tmp_path, config, monk
     broken.on = True
     monkeypatch.setattr(train_module, "target_losses", broken)
     config = dataclasses.replace(config, batch_size=8)
-    with pytest.raises(train_module.NonFiniteLossError, match=f"step 0: loss nan.*in task {broken_task}, in the gr"):
+    with pytest.raises(train_module.NonFiniteLossError, match=f"step 1: loss nan.*in task {broken_task}, in the gr"):
         train(Dataset.open(shards), tmp_path / "stopped", config)
     skipping = dataclasses.replace(config, non_finite="skip", steps=40)
-    with pytest.raises(train_module.NonFiniteLossError, match="step 9: "):  # ten in a row are too many
+    with pytest.raises(train_module.NonFiniteLossError, match="step 10: "):  # ten in a row are too many
         train(Dataset.open(shards), tmp_path / "hopeless", skipping)
     monkeypatch.setattr(train_module, "learning_rate", lambda step, *_: setattr(broken, "on", step == 3) or 1e-3)
     summary = train(Dataset.open(shards), tmp_path / "skipped", dataclasses.replace(config, non_finite="skip", steps=6))
     assert summary["skipped_steps"] == 1
     rows = [json.loads(line) for line in (tmp_path / "skipped" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if "skipped" in row] == [3]
+    assert [row["step"] for row in rows if "skipped" in row] == [4]
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "skipped").values())
 
 
@@ -306,6 +321,43 @@ def test_a_damaged_shard_is_skipped_where_asked(shards, tmp_path, config):
     summary = train(Dataset.open(tmp_path / "shards"), tmp_path / "run", config)
     (told,) = summary["damaged_shards"]
     assert file.name in told
+    for other in (tmp_path / "shards").glob("*.tar"):
+        other.write_bytes(b"")
+    with pytest.raises(UserError, match="every train shard is damaged"):
+        train(Dataset.open(tmp_path / "shards"), tmp_path / "none", config)
+
+
+def test_damaged_shards_are_told_wherever_one_looks(shards, tmp_path, config, capsys):
+    shutil.copytree(shards, tmp_path / "shards")
+    file = next((tmp_path / "shards").glob("Discrete*train*.tar"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-512])
+    config, run = dataclasses.replace(config, damaged_shards="skip"), tmp_path / "run"
+
+    def resume():
+        if run.exists():
+            shutil.rmtree(checkpoint.latest(run))
+        train(Dataset.open(tmp_path / "shards"), run, config)
+        return capsys.readouterr().err
+
+    def events(kind):
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return [row["step"] for row in rows if kind in row]
+
+    said = resume()
+    assert f"{file}: shard damaged (expected {len(whole)} bytes" in said
+    assert "trainer: step 1: every shard of Discrete-v0 is damaged: the task is not trained\n" in said
+    assert (events("damaged_shard"), events("lost_task"), events("changed_damage")) == ([1], [1], [])
+    assert checkpoint.read_state(checkpoint.latest(run))["damaged_shards"] == [file.name]
+    # A resumed run tells it again, and where the damage is another one, that the samples are.
+    assert "damaged shards were" not in resume()
+    file.write_bytes(whole)
+    said = resume()
+    assert (
+        f"trainer: step 5: damaged shards were ['{file.name}'] when the checkpoint was written and are [] now: "
+        "the samples are no longer those of an undisturbed run\n" in said
+    )
+    assert events("changed_damage") == [5]
 
 
 def test_a_stalled_loader_is_told(monkeypatch):
