@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -64,6 +65,10 @@ class CommandLine:
             return _fail(self.prog, str(error))
         except FileNotFoundError as error:
             return _fail(self.prog, f"{error.filename}: no such file or folder")
+        except (FileExistsError, NotADirectoryError) as error:
+            return _fail(self.prog, f"{error.filename}: a file is in the way; expected a folder")
+        except IsADirectoryError as error:
+            return _fail(self.prog, f"{error.filename}: this is a folder; expected a file")
         except PermissionError as error:
             return _fail(self.prog, f"{error.filename}: permission denied")
         except OSError as error:
@@ -106,7 +111,7 @@ def add_episodes(parser: argparse.ArgumentParser, default: int) -> None:
 def add_seed(parser: argparse.ArgumentParser, default: int = 0) -> None:
     """`--seed`: of every random choice the command makes."""
     parser.add_argument(
-        "--seed", type=int, default=default, metavar="N", help=f"seed of every random choice ({default})"
+        "--seed", type=not_negative_int, default=default, metavar="N", help=f"seed of every random choice ({default})"
     )
 
 
@@ -128,12 +133,32 @@ def add_output(parser: argparse.ArgumentParser, what: str, required: bool = True
 
 def positive_int(text: str) -> int:
     """An argparse type: an integer of at least 1."""
+    return _whole(text, least=1)
+
+
+def not_negative_int(text: str) -> int:
+    """An argparse type: an integer of at least 0."""
+    return _whole(text, least=0)
+
+
+def _whole(text: str, *, least: int) -> int:
     try:
         value = int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
+    if value < least:
+        raise argparse.ArgumentTypeError(f"expected at least {least}, got {value}")
+    return value
+
+
+def not_negative_float(text: str) -> float:
+    """An argparse type: a finite number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of 0 or more, got {text!r}")
     return value
 
 
