@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import math
 import os
 import select
 import sys
@@ -78,7 +79,7 @@ def guarded(prog: str, work: Callable[[], int | None]) -> int:
         return _fail(prog, str(error))
     except FileNotFoundError as error:
         return _fail(prog, f"{error.filename}: no such file or folder")
-    except NotADirectoryError as error:
+    except (FileExistsError, NotADirectoryError) as error:
         return _fail(prog, f"{error.filename}: what should be a folder of this path is a file")
     except IsADirectoryError as error:
         return _fail(prog, f"{error.filename}: is a folder, expected a file")
@@ -161,12 +162,27 @@ def add_output(parser: argparse.ArgumentParser, what: str, required: bool = True
 
 def positive_int(text: str) -> int:
     """An argparse type: an integer of at least 1."""
+    return _whole(text, least=1)
+
+
+def _whole(text: str, *, least: int) -> int:
     try:
         value = int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
+    if value < least:
+        raise argparse.ArgumentTypeError(f"expected at least {least}, got {value}")
+    return value
+
+
+def not_negative_float(text: str) -> float:
+    """An argparse type: a finite number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of 0 or more, got {text!r}")
     return value
 
 

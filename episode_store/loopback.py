@@ -10,7 +10,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.server
+import re
 import secrets
 import socket
 import sys
@@ -24,7 +26,7 @@ from episode_store.errors import UserError
 
 ADDRESS = "127.0.0.1"
 TIMEOUT_SECONDS = 30
-_HOSTS = ("127.0.0.1", "localhost")
+_HOST = re.compile(r"(.+?)(:[0-9]+)?")
 # So much of a refused body is read and dropped: a client that is still sending would not see the refusal.
 _MAX_DRAINED_BYTES, _DRAIN_SECONDS = 1 << 22, 2.0
 
@@ -58,10 +60,14 @@ class LoopbackServer(http.server.ThreadingHTTPServer):
         # When each connection was opened or last answered.
         self._connections: dict[socket.socket, float] = {}
         self._connections_lock = threading.Lock()
+        if ":" in address:
+            self.address_family = socket.AF_INET6
         try:
             super().__init__((address, port), handler)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
+            if address != ADDRESS and getattr(error, "errno", None) != errno.EADDRINUSE:
+                raise UserError(f"address {address}: {reason}; choose another with --address") from None
             where = f"port {port}" if address == ADDRESS else f"address {address}, port {port}"
             raise UserError(f"{where}: {reason}; choose another with --port, or leave it out") from None
 
@@ -121,8 +127,9 @@ class LoopbackHandler(http.server.BaseHTTPRequestHandler):
         hosts = self.headers.get_all("Host") or []
         if len(hosts) != 1:
             return False
-        name, colon, port = hosts[0].partition(":")
-        return name in _HOSTS and (port.isdecimal() if colon else True)
+        match = _HOST.fullmatch(hosts[0])
+        here = "[::1]" if self.connection.family == socket.AF_INET6 else "127.0.0.1"
+        return match is not None and match[1] in (here, "localhost")
 
     def read_body(self, most: int) -> bytes | None:
         """The body of a request, or None for one that is not sent in time.

@@ -49,7 +49,7 @@ def test_demo_survives_kills(tmp_path):
             assert len({member.name.partition(".")[0] for member in tar.getmembers()}) == shard["num_samples"]
     rows = [json.loads(line)["step"] for line in (run / "train" / "metrics.jsonl").read_text().splitlines()]
     assert rows == sorted(set(rows))
-    scores = {score["task_id"]: score for score in json.loads((run / "scores.json").read_text())}
+    scores = {score["task_id"]: score for score in json.loads((run / "scores.json").read_text())["scores"]}
     assert set(scores) == {"CartPole-v1", "MountainCar-v0", "Taxi-v4", "minigrid/Empty-Random-5x5-rgb-v0"}
     for score in scores.values():
         assert len(score["episode_returns"]) == 10

@@ -198,6 +198,21 @@ def latest(run: Path) -> Path:
     return found[-1]
 
 
+def choose(run: Path, *, prefer_best: bool) -> Path:
+    """The newest checkpoint of a run, or the one with the lowest validation loss.
+
+    Raises:
+      UserError: when there is none.
+    """
+    newest = latest(run)
+    if not prefer_best:
+        return newest
+    lowest = best(run)
+    if lowest is None:
+        raise UserError(f"{run}: no checkpoint has a validation loss; train with --set validation_sequences=64")
+    return lowest
+
+
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """`state.json` of a checkpoint.
 
@@ -231,12 +246,15 @@ def load_config(run: Path) -> TrainConfig:
     """The settings a run was made with."""
     try:
         settings = json.loads((run / CONFIG_FILE).read_text())
-        settings.pop("shards", None)  # which data, recorded beside the settings
+        if isinstance(settings, dict):
+            settings.pop("shards", None)  # which data, recorded beside the settings
         return TrainConfig.from_json(settings)
     except FileNotFoundError:
         raise UserError(f"{run}: not a training run: no {CONFIG_FILE} in it") from None
     except ValueError as error:
         raise UserError(f"{run / CONFIG_FILE}: damaged ({error})") from None
+    except UserError as error:
+        raise UserError(f"{run / CONFIG_FILE}: {error}") from None
 
 
 def load_weights(checkpoint: Path, model: Generalist) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fnmatch
 import json
 import os
 import sys
@@ -16,6 +18,7 @@ from episode_store.command_line import (
     add_output,
     add_seed,
     add_tasks,
+    not_negative_float,
     positive_int,
     print_json,
     print_table,
@@ -23,16 +26,14 @@ from episode_store.command_line import (
 )
 from episode_store.errors import UserError
 from episode_store.files import write_json
-from trainer import presets
-from trainer.cli_acting import acting_config, add_acting, add_trained, control_tasks
+from trainer import presets, scores_file
+from trainer.cli_acting import acting_config, add_acting, add_trained, control_tasks, trained_checkpoint
 from trainer.cli_collect import add_collect
 from trainer.cli_export import add_export
 from trainer.cli_plan import add_plan
 from trainer.cli_serve import add_serve
-from trainer.config import TrainConfig, override
-
-SCORES_FILE = "scores.json"
-LANGUAGE_FILE = "language.json"
+from trainer.config import TASK_WEIGHT, TrainConfig, override
+from trainer.scores_file import LANGUAGE_FILE, SCORES_FILE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,7 +72,9 @@ def _add_train(command: CommandLine, command_line: Sequence[str]) -> None:
         help="go on with the settings of the run in --output, which other flags may not contradict; --steps extends it",
     )
     train.add_argument("--steps", type=positive_int, metavar="N", help="optimizer steps at most (the preset's)")
-    train.add_argument("--minutes", type=float, metavar="M", help="steps are chosen so that training takes about M")
+    train.add_argument(
+        "--minutes", type=not_negative_float, metavar="M", help="steps are chosen so that training takes about M"
+    )
     add_seed(train)
     # The command line is for each rank; a seed that is not given is no contradiction to a run's.
     train.set_defaults(command_line=command_line, seed=None)
@@ -85,12 +88,20 @@ def _add_train(command: CommandLine, command_line: Sequence[str]) -> None:
 
 def _train(arguments: argparse.Namespace) -> int:
     from trainer.parallel import launch, number_of_ranks
+    from trainer.precision import choose_device, choose_precision
     from trainer.shards import Dataset
     from trainer.train import train
 
     config = _settings(arguments)
+    device = choose_device(config.device)
+    if config.precision != "auto":  # which is measured, later
+        choose_precision(config.precision, device)
     ranks = 1 if "RANK" in os.environ else number_of_ranks(arguments.ranks)
     dataset = Dataset.open(arguments.shards)
+    for name in assignments(arguments.set):
+        if name.startswith(TASK_WEIGHT) and not fnmatch.filter(dataset.tasks, name.removeprefix(TASK_WEIGHT)):
+            known = ", ".join(sorted(dataset.tasks))
+            raise UserError(f"--set {name}: no task of {dataset.path} matches; there are {known}")
     if ranks > 1:
         return launch(ranks, arguments.command_line)
     summary = train(dataset, Path(arguments.output), config, extend=arguments.resume and arguments.steps is not None)
@@ -127,7 +138,7 @@ def _settings(arguments: argparse.Namespace) -> TrainConfig:
     if arguments.steps:
         given["steps"] = str(arguments.steps)
     if arguments.minutes is not None:
-        if arguments.minutes <= 0:
+        if not arguments.minutes:
             raise UserError(f"--minutes {arguments.minutes}: expected more than 0")
         given["budget_seconds"] = str(60.0 * arguments.minutes)
         if base.budget_seconds is None:
@@ -173,42 +184,51 @@ def _add_evaluate(command: CommandLine) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from collectors.seeds import Purpose, episode_seeds
-    from trainer import checkpoint
-    from trainer.evaluate import EvaluationJob, evaluate, film, summarize
+    from collectors.seeds import Purpose
+    from trainer.evaluate import EvaluationJob, EvaluationResult, evaluate, film, summarize
     from trainer.language import LanguageConfig, evaluate_language
     from trainer.shards import Dataset
 
     run, shards, output = Path(arguments.run), Path(arguments.shards), Path(arguments.output)
-    dataset = Dataset.open(shards)
-    checkpoint.latest(run)
-    chosen = control_tasks(dataset, arguments.tasks)
-    purpose = Purpose[arguments.purpose.upper()]
     job = EvaluationJob(
         run=run,
+        checkpoint=trained_checkpoint(arguments),
         shards=shards,
         acting=acting_config(arguments),
-        seeds=tuple(episode_seeds(purpose, seed=arguments.seed, count=arguments.episodes)),
+        purpose=Purpose[arguments.purpose.upper()],
+        seed=arguments.seed,
+        episodes=arguments.episodes,
         scores=Path(arguments.scores) if arguments.scores else None,
     )
+    dataset = Dataset.open(shards)
+    chosen = control_tasks(dataset, arguments.tasks)
     output.mkdir(parents=True, exist_ok=True)
     results = evaluate(job, chosen, partial=output / "evaluation", workers=arguments.workers)
-    scores = [result.to_json() for result in results]
+    facts = job.facts()
+    before, aside = scores_file.before(output, facts)
+    if aside is not None:
+        print(f"trainer: the scores of another evaluation are now in {aside}", file=sys.stderr)
+    rows = {row["task_id"]: EvaluationResult(**row) for row in before["scores"]} if before else {}
+    rows |= {result.task_id: result for result in results}
+    merged = [rows[task_id] for task_id in sorted(rows)]
+    scores = {
+        **facts,
+        "scores": [result.to_json() for result in merged],
+        "summary": summarize(merged),
+        "language": before["language"] if before else {},
+    }
     write_json(output / SCORES_FILE, scores)
-    language: Mapping[str, Any] = {}
     if not arguments.no_language:
-        language = evaluate_language(dataset, run, LanguageConfig(seed=arguments.seed))
+        language = evaluate_language(dataset, run, LanguageConfig(seed=arguments.seed), job.checkpoint)
         write_json(output / LANGUAGE_FILE, language)
+        scores["language"] = _without_samples(language)
+        write_json(output / SCORES_FILE, scores)
     for task_id in progress(arguments.films or [], description="filming", unit="tasks"):
         film(job, task_id, output / "videos", Path(arguments.agents) if arguments.agents else None)
-    summary = summarize(results)
     if arguments.json:
-        print_json({"scores": scores, "summary": summary, "language": _without_samples(language)})
+        print_json(scores)
     else:
-        _print_scores(scores, language)
-        if summary:
-            low, high = summary["interquartile_interval"]
-            print(f"interquartile mean {summary['interquartile_mean']:.1f}% ({low:.1f} to {high:.1f})")
+        _print_scores(scores)
     return 0
 
 
@@ -216,23 +236,25 @@ def _without_samples(language: Mapping[str, Any]) -> dict[str, Any]:
     return {kind: {key: value for key, value in part.items() if key != "samples"} for kind, part in language.items()}
 
 
-def _print_scores(scores: Sequence[Mapping[str, Any]], language: Mapping[str, Any]) -> None:
+def _print_scores(scores: Mapping[str, Any]) -> None:
     from collectors.scores import normalized_score
 
     rows = []
-    for score in scores:
+    for score in scores["scores"]:
         expert, random = score["expert_return"], score["random_return"]
         neighbour = normalized_score(score["nearest_neighbour_return"] or random, expert=expert, random=random)
         mean = sum(score["episode_returns"]) / len(score["episode_returns"])
         rows.append((score["task_id"], random, expert, mean, score["normalized_score"], neighbour))
+    print(scores_file.label(scores))
     print_table(rows, ("task", "random", "specialist", "generalist", "score %", "nearest neighbour %"))
-    values = [score["normalized_score"] for score in scores]
-    if values:
+    if summary := scores["summary"]:
+        low, high = summary["interquartile_interval"]
         print(
-            f"mean score {sum(values) / len(values):.1f}%, lowest {min(values):.1f}%, "
-            f"{sum(value >= 50 for value in values)} of {len(values)} tasks at 50% of their specialist or more"
+            f"mean score {summary['mean']:.1f}%, lowest {summary['lowest']:.1f}%, "
+            f"{summary['tasks_at_half_of_the_specialist']} of {summary['num_tasks']} tasks at 50% of their specialist "
+            f"or more\ninterquartile mean {summary['interquartile_mean']:.1f}% ({low:.1f} to {high:.1f})"
         )
-    for kind, part in _without_samples(language).items():
+    for kind, part in scores["language"].items():
         print(f"{kind}: {json.dumps(part)}")
 
 
@@ -243,15 +265,7 @@ def _report(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"report": str(path)})
         return 0
-    scores = _read_results(Path(arguments.run) / SCORES_FILE)
-    if scores:
-        _print_scores(scores, _read_results(Path(arguments.run) / LANGUAGE_FILE) or {})
+    with contextlib.suppress(FileNotFoundError, UserError):  # the page says what it left out
+        _print_scores(scores_file.read(Path(arguments.run) / SCORES_FILE))
     print(f"report: {path.resolve()}")
     return 0
-
-
-def _read_results(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None  # the page says what it left out

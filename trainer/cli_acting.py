@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from episode_store.command_line import positive_int
@@ -20,9 +21,12 @@ _SETTINGS = (
 
 
 def add_trained(parser: argparse.ArgumentParser) -> None:
-    """`--run` and `--shards`: a network and what it was trained on."""
+    """`--run`, `--shards`, `--best`: a network, what it was trained on, and which of its checkpoints."""
     parser.add_argument("--run", required=True, metavar="DIR", help="the --output folder of `trainer train`")
     parser.add_argument("--shards", required=True, metavar="DIR", help="the shards it was trained on")
+    parser.add_argument(
+        "--best", action="store_true", help="the checkpoint with the lowest validation loss, not the newest"
+    )
 
 
 def add_acting(parser: argparse.ArgumentParser) -> None:
@@ -47,12 +51,24 @@ def add_acting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target-return", type=float, metavar="G", help="instead of --return-scale: the return itself")
 
 
+def trained_checkpoint(arguments: argparse.Namespace) -> Path:
+    """The checkpoint that `add_trained` asks for.
+
+    Raises:
+      UserError: the run has none, or no validation loss.
+    """
+    from trainer import checkpoint
+
+    return checkpoint.choose(Path(arguments.run), prefer_best=arguments.best)
+
+
 def acting_config(arguments: argparse.Namespace) -> ActingConfig:
     """What `add_acting` read.
 
     Raises:
-      UserError: for a value without sense.
+      UserError: for a value without sense, or that the network of `--run` was not trained for.
     """
+    from trainer import checkpoint
     from trainer.policy import ActingConfig
 
     given = {name: getattr(arguments, name) for name in _SETTINGS}
@@ -60,7 +76,9 @@ def acting_config(arguments: argparse.Namespace) -> ActingConfig:
         raise UserError("--history-steps and --rolling-tokens are two rules of what is seen; give one of them")
     if given["return_scale"] is not None and given["target_return"] is not None:
         raise UserError("--return-scale and --target-return both say what to ask for; give one of them")
-    return ActingConfig(**{name: value for name, value in given.items() if value is not None})
+    acting = ActingConfig(**{name: value for name, value in given.items() if value is not None})
+    acting.check(checkpoint.load_config(Path(arguments.run)).sampler)
+    return acting
 
 
 def control_tasks(dataset: Dataset, patterns: list[str] | None) -> list[str]:

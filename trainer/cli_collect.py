@@ -16,7 +16,7 @@ from episode_store.command_line import (
     print_table,
     progress,
 )
-from trainer.cli_acting import acting_config, add_acting, add_trained, control_tasks
+from trainer.cli_acting import acting_config, add_acting, add_trained, control_tasks, trained_checkpoint
 
 _NUM_ENVS = 16
 
@@ -42,13 +42,13 @@ def _collect(arguments: argparse.Namespace) -> int:
     from trainer.evaluate import generalist_policy
     from trainer.shards import Dataset
 
+    source, acting = trained_checkpoint(arguments), acting_config(arguments)
     dataset = Dataset.open(Path(arguments.shards))
     chosen = control_tasks(dataset, arguments.tasks)
-    acting = acting_config(arguments)
     results = []
     with progress(description="collecting", total=len(chosen) * arguments.episodes, unit="episodes") as bar:
         for task_id in chosen:
-            policy = generalist_policy(Path(arguments.run), dataset, task_id, acting)
+            policy = generalist_policy(Path(arguments.run), dataset, task_id, acting, source)
             job = CollectionJob(
                 task_id=task_id,
                 store=arguments.store,

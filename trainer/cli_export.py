@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from episode_store.command_line import CommandLine, add_output, print_json
-from episode_store.errors import UserError
-from trainer.cli_acting import add_trained
+from trainer import scores_file
+from trainer.cli_acting import add_trained, trained_checkpoint
 
 
 def add_export(command: CommandLine) -> None:
@@ -22,7 +21,6 @@ def add_export(command: CommandLine) -> None:
     )
     add_trained(parser)
     parser.add_argument("--scores", metavar="FILE", help="scores.json of `trainer evaluate`, for the card")
-    parser.add_argument("--best", action="store_true", help="the checkpoint with the lowest validation loss")
     add_output(parser, "folder for the model")
 
 
@@ -30,18 +28,12 @@ def _export(arguments: argparse.Namespace) -> int:
     from trainer.export import export
     from trainer.shards import Dataset
 
-    scores = None
-    if arguments.scores:
-        try:
-            scores = json.loads(Path(arguments.scores).read_text())
-        except ValueError as error:
-            raise UserError(f"{arguments.scores}: not JSON ({error}); `trainer evaluate` writes it") from None
     done = export(
         Path(arguments.run),
         Dataset.open(arguments.shards),
         Path(arguments.output),
-        scores=scores,
-        best=arguments.best,
+        scores=scores_file.read(Path(arguments.scores)) if arguments.scores else None,
+        source=trained_checkpoint(arguments),
     )
     if arguments.json:
         print_json(done)

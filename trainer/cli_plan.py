@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from episode_store.command_line import CommandLine, positive_int, print_json, print_table
+from episode_store.command_line import CommandLine, not_negative_float, positive_int, print_json, print_table
 from trainer import presets
 from trainer.config import override
 
@@ -28,7 +28,10 @@ def add_plan(command: CommandLine) -> None:
     )
     plan.add_argument("--devices", type=positive_int, default=1, metavar="N", help="how many of them (1)")
     plan.add_argument("--mfu", type=float, default=0.4, metavar="SHARE", help="share of the peak that is used (0.4)")
-    plan.add_argument("--price", type=float, metavar="DOLLARS", help="an hour and device (a list price of 2026)")
+    plan.add_argument("--shards", metavar="DIR", help="whose tokens are held in memory (as many as the run sees)")
+    plan.add_argument(
+        "--price", type=not_negative_float, metavar="DOLLARS", help="an hour and device (a list price of 2026)"
+    )
     plan.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE", help="any setting, for example model.width=256"
     )
@@ -37,6 +40,7 @@ def add_plan(command: CommandLine) -> None:
 def _plan(arguments: argparse.Namespace) -> int:
     from trainer.cli import assignments
     from trainer.plan import hardware, make_plan
+    from trainer.shards import Dataset
 
     given = assignments(arguments.set)
     if arguments.steps:
@@ -48,15 +52,16 @@ def _plan(arguments: argparse.Namespace) -> int:
         count=arguments.devices,
         utilisation=arguments.mfu,
         price=arguments.price,
+        data_tokens=Dataset.open(arguments.shards).num_tokens("train") if arguments.shards else None,
     )
     if arguments.json:
         print_json(plan)
     else:
-        print_table(_rows(plan), ("what", "estimate"))
+        print_table(_rows(plan, known=bool(arguments.shards)), ("what", "estimate"))
     return 0
 
 
-def _rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
+def _rows(plan: dict[str, Any], *, known: bool) -> list[tuple[str, str]]:
     memory = ", ".join(f"{name} {value:.2f}" for name, value in plan["memory_gb"].items() if name != "total")
     fits = "fits" if plan["fits"] else "DOES NOT FIT: more accumulation_steps, checkpoint_activations, sharding=fsdp"
     return [
@@ -69,5 +74,10 @@ def _rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
         ("money", f"${plan['dollars']:,.0f}"),
         ("memory of a device", f"{plan['memory_gb']['total']:.2f} of {plan['device_memory_gb']:.0f} GB: {fits}"),
         ("", f"GB: {memory}"),
-        ("checkpoint", f"{plan['checkpoint_gb']:.2f} GB"),
+        (
+            "data set",
+            f"{plan['data_set_gb']:,.2f} GB of the machine's memory in each rank: {plan['data_tokens']:,} tokens"
+            + ("" if known else ", if each is seen once"),
+        ),
+        ("checkpoint", f"{plan['checkpoint_gb']:.3f} GB"),
     ]

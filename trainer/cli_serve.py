@@ -10,7 +10,7 @@ from pathlib import Path
 from episode_store.command_line import CommandLine, add_tasks, positive_int, print_json
 from episode_store.errors import UserError
 from episode_store.loopback import ADDRESS
-from trainer.cli_acting import acting_config, add_acting, add_trained, control_tasks
+from trainer.cli_acting import acting_config, add_acting, add_trained, control_tasks, trained_checkpoint
 
 _SHORTEST_TOKEN = 16
 
@@ -59,9 +59,9 @@ def _serve(arguments: argparse.Namespace) -> int:
     )
     given = _token(arguments.token_file)
     token = given or (None if config.is_local else secrets.token_urlsafe(24))
-    acting = acting_config(arguments)
+    source, acting = trained_checkpoint(arguments), acting_config(arguments)
     dataset = Dataset.open(arguments.shards)
-    service = Service(Path(arguments.run), dataset, control_tasks(dataset, arguments.tasks), acting)
+    service = Service(Path(arguments.run), dataset, control_tasks(dataset, arguments.tasks), acting, source)
     with PolicyServer(service, config, token=token) as server:
         made = token if token is not None and given is None else None
         if arguments.json:

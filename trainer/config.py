@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from episode_store.errors import UserError
@@ -172,15 +173,137 @@ class TrainConfig:
         """The inverse of `to_json`.
 
         Raises:
-          UserError: for an unknown setting.
+          UserError: for an unknown setting, or a value without sense.
         """
-        return _from_json(cls, data)
+        config: TrainConfig = _from_json(cls, data)
+        check(config)
+        return config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Range:
+    """Finite numbers from `least` to `most`, or to below it where it is `open`."""
+
+    least: float
+    most: float = math.inf
+    open: bool = False
+    multiple_of: int | None = None
+
+    def __contains__(self, value: float) -> bool:
+        inside = math.isfinite(value) and self.least <= value <= self.most and not (self.open and value == self.most)
+        return inside and not (self.multiple_of and value % self.multiple_of)
+
+    def __str__(self) -> str:
+        if self.multiple_of:
+            return f"a multiple of {self.multiple_of}, at least {self.least}"
+        if self.most == math.inf:
+            return f"at least {self.least}"
+        return f"from {self.least} to {'below ' * self.open}{self.most}"
+
+
+_POSITIVE, _NOT_NEGATIVE = _Range(least=1), _Range(least=0)
+_SHARE, _BELOW_1 = _Range(least=0, most=1), _Range(least=0, most=1, open=True)
+_RANGES = {
+    "model.width": _POSITIVE,
+    "model.num_blocks": _POSITIVE,
+    "model.num_heads": _POSITIVE,
+    "model.key_size": _Range(least=2, multiple_of=2),  # rotary positions turn pairs
+    "model.feed_forward_size": _Range(least=2, multiple_of=2),
+    "model.patch_channels": _Range(least=32, multiple_of=32),
+    "model.dropout": _BELOW_1,
+    "model.stochastic_depth": _BELOW_1,
+    "sampler.context_tokens": _Range(least=3),
+    "sampler.short_segment_share": _SHARE,
+    "sampler.short_segment_steps": _POSITIVE,
+    "sampler.long_segment_tokens": _POSITIVE,
+    "sampler.early_start_share": _SHARE,
+    "sampler.prompt_share": _SHARE,
+    "sampler.prompt_steps": _POSITIVE,
+    "sampler.text_observation_weight": _NOT_NEGATIVE,
+    "sampler.observation_weight": _NOT_NEGATIVE,
+    "sampler.past_action_dropout": _SHARE,
+    "sampler.image_jitter": _SHARE,
+    "sampler.action_weight_exponent": _NOT_NEGATIVE,
+    "optimizer.learning_rate": _NOT_NEGATIVE,
+    "optimizer.initial_learning_rate": _NOT_NEGATIVE,
+    "optimizer.muon_learning_rate_share": _NOT_NEGATIVE,
+    "optimizer.final_learning_rate_share": _NOT_NEGATIVE,
+    "optimizer.bin_learning_rate_share": _NOT_NEGATIVE,
+    "optimizer.warmup_steps": _NOT_NEGATIVE,
+    "optimizer.beta1": _BELOW_1,
+    "optimizer.beta2": _BELOW_1,
+    "optimizer.epsilon": _NOT_NEGATIVE,
+    "optimizer.weight_decay": _NOT_NEGATIVE,
+    "optimizer.gradient_clip_norm": _NOT_NEGATIVE,
+    "steps": _POSITIVE,
+    "budget_seconds": _NOT_NEGATIVE,
+    "batch_size": _POSITIVE,
+    "accumulation_steps": _POSITIVE,
+    "seed": _Range(least=0, most=2**32 - 1),
+    "action_label_sigma_bins": _NOT_NEGATIVE,
+    "checkpoint_every_steps": _POSITIVE,
+    "keep_checkpoints": _POSITIVE,
+    "validation_sequences": _NOT_NEGATIVE,
+    "log_every_steps": _POSITIVE,
+    "loader_timeout_seconds": _POSITIVE,
+}
+_CHOICES = {
+    "model.positions": ("rotary", "relative"),
+    "optimizer.matrix_optimizer": ("adamw", "muon"),
+    "non_finite": ("stop", "skip"),
+    "damaged_shards": ("stop", "skip"),
+    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "attention": ("segmented", "flex"),
+    "device": ("auto", "cpu", "cuda"),
+    "sharding": ("ddp", "fsdp"),
+}
+
+
+def check(config: TrainConfig) -> None:
+    """Refuses settings without sense, whatever machine and data they meet; all that come from outside pass here.
+
+    Raises:
+      UserError: names the first setting whose value is of another type, outside of its range, or none of its choices.
+    """
+    defaults = dict(_settings(TrainConfig()))
+    for name, value in _settings(config):
+        kind = type(defaults[name])
+        if name in _CHOICES:
+            expected, fits = " or ".join(_CHOICES[name]), value in _CHOICES[name]
+        elif kind is dict:
+            expected = "a number of 0 or more for each task"
+            fits = isinstance(value, Mapping) and all(_is_number(v) and v in _NOT_NEGATIVE for v in value.values())
+        elif name in _RANGES:
+            expected = f"{'a whole number, ' if kind is int else ''}{_RANGES[name]}"
+            fits = _is_number(value, whole=kind is int) and value in _RANGES[name]
+            fits = fits or (value is None and defaults[name] is None)
+        else:
+            expected, fits = "true or false", isinstance(value, bool)
+        if not fits:
+            raise UserError(f"{name} {value!r}: expected {expected}")
+
+
+def _settings(config: TrainConfig) -> Iterator[tuple[str, Any]]:
+    """Every setting with its path."""
+    for name, value in vars(config).items():
+        if name in _NESTED:
+            yield from ((f"{name}.{inner}", part) for inner, part in vars(value).items())
+        else:
+            yield name, value
+
+
+def _is_number(value: Any, *, whole: bool = False) -> bool:
+    return isinstance(value, int if whole else int | float) and not isinstance(value, bool)
 
 
 _NESTED = {"model": ModelConfig, "sampler": SamplerConfig, "optimizer": OptimizerConfig}
+# Before the id or pattern of a task.
+TASK_WEIGHT = "sampler.task_weights."
 
 
 def _from_json(cls: Any, data: Mapping[str, Any]) -> Any:
+    if not isinstance(data, Mapping):
+        raise UserError(f"{cls.__name__}: expected a JSON object, got {type(data).__name__}")
     names = {field.name for field in dataclasses.fields(cls)}
     unknown = sorted(set(data) - names)
     if unknown:
@@ -191,19 +314,26 @@ def _from_json(cls: Any, data: Mapping[str, Any]) -> Any:
 def override(config: TrainConfig, assignments: Mapping[str, str]) -> TrainConfig:
     """Applies `section.name=value` strings, as the command line's `--set` gives them.
 
+    Weights of tasks are put before those that were there, since the first match wins.
+
     Raises:
-      UserError: for an unknown name or a value of the wrong type.
+      UserError: for an unknown name, a value of the wrong type or without sense.
     """
     data = config.to_json()
+    weights: dict[str, Any] = {}
     for path, text in assignments.items():
-        *sections, name = path.split(".")
-        target = data
-        for section in sections:
-            target = target.get(section, {})
-        if not isinstance(target, dict) or (name not in target and sections != ["sampler", "task_weights"]):
+        if path.startswith(TASK_WEIGHT):
+            weights[path.removeprefix(TASK_WEIGHT)] = _parse(path, text, 0.0)
+            continue
+        section, _, name = path.rpartition(".")
+        target = data[section] if section in _NESTED else data if not section else {}
+        if name not in target:
             known = sorted(f"{s}.{k}" for s in _NESTED for k in data[s]) + sorted(set(data) - set(_NESTED))
             raise UserError(f"--set {path}: unknown setting; known: {', '.join(known)}")
-        target[name] = _parse(path, text, target.get(name, 0.0))
+        target[name] = _parse(path, text, target[name])
+    if weights:
+        before = data["sampler"]["task_weights"]
+        data["sampler"]["task_weights"] = weights | {key: before[key] for key in before if key not in weights}
     return TrainConfig.from_json(data)
 
 

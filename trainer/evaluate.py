@@ -6,6 +6,7 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import hashlib
 import json
 import multiprocessing
 import time
@@ -20,11 +21,12 @@ from collectors import registry, scores
 from collectors.action_guard import count_events
 from collectors.rollout import Policy, rollout
 from collectors.scores import normalized_score
+from collectors.seeds import Purpose, episode_seeds
 from episode_store.command_line import progress
 from episode_store.errors import UserError
 from episode_store.files import write_json
 from tokenization.episode_tokenizer import EpisodeTokenizer
-from trainer import checkpoint
+from trainer import checkpoint, scores_file
 from trainer.nearest_neighbour import NearestNeighbourPolicy
 from trainer.policy import ActingConfig, GeneralistPolicy, PromptSource
 from trainer.precision import choose_device
@@ -67,7 +69,8 @@ class EvaluationJob:
     """What a worker process needs to evaluate tasks.
 
     Attributes:
-      seeds: of the environments, one a rollout.
+      checkpoint: of `run`, whose weights act.
+      purpose, seed, episodes: which seeds the environments get, and how many a task.
       num_envs: environments stepped together, at most.
       threads: of torch in each process.
       agent_seed: of the specialists, for films.
@@ -76,43 +79,62 @@ class EvaluationJob:
     """
 
     run: Path
+    checkpoint: Path
     shards: Path
     acting: ActingConfig
-    seeds: tuple[int, ...]
+    purpose: Purpose
+    seed: int
+    episodes: int
     num_envs: int = 50
     threads: int = 1
     agent_seed: int = 0
     scores: Path | None = None
 
+    @property
+    def seeds(self) -> list[int]:
+        """Of the environments, one a rollout."""
+        return episode_seeds(self.purpose, seed=self.seed, count=self.episodes)
+
+    def facts(self) -> dict[str, Any]:
+        """All that the results depend on, as `scores.json` has it."""
+        return {
+            "format": scores_file.FORMAT,
+            "purpose": self.purpose.name.lower(),
+            "seed": self.seed,
+            "episodes": self.episodes,
+            "checkpoint": {
+                "step": checkpoint.read_state(self.checkpoint)["step"],
+                "weights": checkpoint.weights_hash(self.checkpoint),
+            },
+            "acting": dataclasses.asdict(self.acting),
+            "shards": Dataset.open(self.shards).info["fingerprint"],
+            "yardsticks": hashlib.sha256(self.scores.read_bytes()).hexdigest() if self.scores else None,
+        }
+
 
 def evaluate(job: EvaluationJob, task_ids: Sequence[str], *, partial: Path, workers: int = 1) -> list[EvaluationResult]:
-    """Evaluates tasks in parallel processes; each finished task is kept in the folder `partial` for a resumed run."""
+    """Evaluates tasks in parallel processes.
+
+    Each finished task is kept below the folder `partial`, apart from those of other checkpoints and seeds, and is not
+    done again.
+    """
     dataset = Dataset.open(job.shards)
     control = [task_id for task_id, task in sorted(dataset.tasks.items()) if not task.is_corpus]
     unknown = sorted(set(task_ids) - set(control))
     if unknown:
         raise UserError(f"{job.shards}: no control tasks {unknown} in these shards; there are {control}")
-    job_key = json.dumps(
-        [
-            checkpoint.weights_hash(checkpoint.latest(job.run)),
-            dataclasses.asdict(job.acting),
-            job.seeds,
-            dataset.info["fingerprint"],
-            job.scores.read_text() if job.scores else None,
-        ]
-    )
+    partial = partial / scores_file.key(job.facts())
     partial.mkdir(parents=True, exist_ok=True)
     results: dict[str, EvaluationResult] = {}
     for task_id in task_ids:
-        found = _read_partial(partial, task_id, job_key)
+        found = _read_partial(partial, task_id)
         if found is not None:
             results[task_id] = found
     todo = [task_id for task_id in task_ids if task_id not in results]
     with progress(description="evaluating", total=len(task_ids), unit="tasks") as bar:
         bar.update(len(results))
         for result in _run_all(evaluate_task, [(job, task_id) for task_id in todo], workers):
-            body = {"job": job_key, "result": result.to_json()}
-            write_json(_partial_file(partial, result.task_id), body)
+            write_json(_partial_file(partial, result.task_id), result.to_json())
             results[result.task_id] = result
             bar.set_postfix_str(f"{result.task_id} {result.normalized_score:.0f}")
             bar.update(1)
@@ -135,12 +157,11 @@ def _partial_file(folder: Path, task_id: str) -> Path:
     return folder / f"{task_id.replace('/', '--')}.json"
 
 
-def _read_partial(folder: Path, task_id: str, job_key: str) -> EvaluationResult | None:
+def _read_partial(folder: Path, task_id: str) -> EvaluationResult | None:
     try:
-        body = json.loads(_partial_file(folder, task_id).read_text())
-    except (FileNotFoundError, ValueError):
+        return EvaluationResult(**json.loads(_partial_file(folder, task_id).read_text()))
+    except (FileNotFoundError, ValueError, TypeError):  # what is damaged is done again
         return None
-    return EvaluationResult(**body["result"]) if body["job"] == job_key else None
 
 
 def evaluate_task(job: EvaluationJob, task_id: str) -> EvaluationResult:
@@ -148,7 +169,7 @@ def evaluate_task(job: EvaluationJob, task_id: str) -> EvaluationResult:
     torch.set_num_threads(job.threads)
     dataset = Dataset.open(job.shards)
     data = dataset.load_task("train", task_id)
-    generalist = generalist_policy(job.run, dataset, task_id, job.acting)
+    generalist = generalist_policy(job.run, dataset, task_id, job.acting, job.checkpoint)
     task = registry.get(task_id)
     with contextlib.ExitStack() as stack:
         environments = _environments(task, min(job.num_envs, len(job.seeds)), stack)
@@ -214,13 +235,16 @@ def _tokenizer(dataset: Dataset, task_id: str) -> EpisodeTokenizer:
     return EpisodeTokenizer(dataset.tasks[task_id], dataset.text_tokenizer() if dataset.has_text_model else None)
 
 
-def generalist_policy(run: Path, dataset: Dataset, task_id: str, acting: ActingConfig) -> GeneralistPolicy:
-    """The latest checkpoint of a run as a policy of one task."""
+def generalist_policy(
+    run: Path, dataset: Dataset, task_id: str, acting: ActingConfig, source: Path | None = None
+) -> GeneralistPolicy:
+    """A checkpoint of a run, the newest by default, as a policy of one task."""
     trained = checkpoint.load_config(run).sampler
     acting.check(trained)
     prompts = PromptSource.of(dataset.load_task("train", task_id), acting, trained)
-    model = checkpoint.load_model(run, choose_device("auto"))
-    agent_id = f"generalist-{checkpoint.latest(run).name}"
+    source = source or checkpoint.latest(run)
+    model = checkpoint.load_model(run, choose_device("auto"), source)
+    agent_id = f"generalist-{source.name}"
     return GeneralistPolicy(model, _tokenizer(dataset, task_id), prompts, acting, agent_id)
 
 
@@ -254,7 +278,7 @@ def film(job: EvaluationJob, task_id: str, folder: Path, agents: Path | None) ->
     torch.set_num_threads(job.threads)
     task = registry.get(task_id)
     policies: dict[str, Policy] = {
-        "generalist": generalist_policy(job.run, Dataset.open(job.shards), task_id, job.acting)
+        "generalist": generalist_policy(job.run, Dataset.open(job.shards), task_id, job.acting, job.checkpoint)
     }
     if isinstance(task.expert, registry.ScriptedExpert) or agents is not None:
         policies["specialist"] = expert_policy(task, output=str(agents or ""), seed=job.agent_seed)

@@ -10,7 +10,7 @@ README.md           model card: what it learned from, licences, scores, limits
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from torch.nn import functional
 
 from episode_store.errors import UserError
 from episode_store.files import write_bytes, write_json
+from episode_store.spec import Modality
 from tokenization.image_patches import NUM_POSITIONS, PATCH_SHAPE
 from tokenization.vocabulary import CONTINUOUS_OFFSET, NUM_BINS, NUM_DISCRETE, SEPARATOR, VOCABULARY_SIZE
-from trainer import checkpoint
+from trainer import checkpoint, scores_file
 from trainer.attention import Relative, shifted_scores
 from trainer.model import Generalist, ModelInput, num_parameters
 from trainer.shards import TEXT_MODEL_FILE, Dataset
@@ -31,7 +32,7 @@ FORMAT = "gato-model-v1"
 _EXAMPLE_TOKENS, _EXAMPLE_PATCHES = 12, 3
 _RETURN_ADVICE = (
     "It can be asked for a return: before each observation of a control task stands the token of what is still wanted, "
-    "in local position 0 (return_tokens.py; `expert_return` and `random_return` of config.json give the scale)."
+    "in local position 0: it over |`expert_return` - `random_return`| of config.json, as a bin of a continuous value."
 )
 
 
@@ -93,7 +94,7 @@ class Program(nn.Module):
 
 
 def export(
-    run: Path, dataset: Dataset, output: Path, *, scores: Sequence[Mapping[str, Any]] | None = None, best: bool = False
+    run: Path, dataset: Dataset, output: Path, *, scores: Mapping[str, Any] | None = None, source: Path | None = None
 ) -> dict[str, Any]:
     """Writes the folder; the settings, which make it complete, come last.
 
@@ -101,15 +102,18 @@ def export(
       run: of `trainer train`.
       dataset: the shards that it was trained on.
       output: the folder.
-      scores: what `trainer evaluate` found.
-      best: takes the checkpoint with the lowest validation loss instead of the newest.
+      scores: of `scores_file.read`.
+      source: the checkpoint; the newest by default.
 
     Raises:
-      UserError: there is no such checkpoint.
+      UserError: there is no checkpoint, or the scores are of another one.
     """
-    source = checkpoint.best(run) if best else checkpoint.latest(run)
-    if source is None:
-        raise UserError(f"{run}: no checkpoint has a validation loss; train with --set validation_sequences=64")
+    source = source or checkpoint.latest(run)
+    weights = checkpoint.weights_hash(source)
+    if scores and scores["checkpoint"]["weights"] != weights:
+        raise UserError(
+            f"the scores are of step {scores['checkpoint']['step']} and not of {source}; evaluate that checkpoint first"
+        )
     model = checkpoint.load_model(run, torch.device("cpu"), source)
     config = checkpoint.load_config(run)
     state = checkpoint.read_state(source)
@@ -121,7 +125,7 @@ def export(
         shutil.copyfile(dataset.path / TEXT_MODEL_FILE, output / TEXT_MODEL_FILE)
     facts = {
         "format": FORMAT,
-        "weights_hash": checkpoint.weights_hash(source),
+        "weights_hash": weights,
         "parameters": num_parameters(model),
         "step": state["step"],
         "tokens_seen": state.get("num_tokens"),
@@ -134,9 +138,12 @@ def export(
         },
         "context_tokens": config.sampler.context_tokens,
         "condition_on_return": config.sampler.condition_on_return,
-        "tasks": dict(dataset.info["tasks"]),
+        "tasks": {
+            task_id: {**task, "spec": _without_pixel_bounds(task["spec"])}
+            for task_id, task in dataset.info["tasks"].items()
+        },
     }
-    write_bytes(output / "README.md", _card(facts, dataset, scores or ()).encode())
+    write_bytes(output / "README.md", _card(facts, dataset, scores).encode())
     write_json(output / "config.json", facts)
     return {"output": str(output), "checkpoint": str(source), **{key: facts[key] for key in ("parameters", "step")}}
 
@@ -160,10 +167,25 @@ def _write_program(model: Generalist, path: Path) -> None:
     partial.replace(path)
 
 
-def _card(facts: Mapping[str, Any], dataset: Dataset, scores: Sequence[Mapping[str, Any]]) -> str:
+def _without_pixel_bounds(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's spec whose pictures do not say of every pixel that it is 0 to 255."""
+    bare = {
+        part: {
+            name: {**field, "low": [], "high": []} if field["modality"] == Modality.IMAGE else field
+            for name, field in spec[part].items()
+        }
+        for part in ("observation_spec", "action_spec")
+    }
+    return {**spec, **bare}
+
+
+def _card(facts: Mapping[str, Any], dataset: Dataset, scores: Mapping[str, Any] | None) -> str:
     """The model card."""
     tasks = facts["tasks"]
-    licences = sorted({str(task.get("licence") or task.get("license") or "not stated") for task in tasks.values()})
+    entries = {entry["task_id"]: entry for entry in dataset.info.get("licences", ())}
+    licences = {task_id: entries.get(task_id, {}).get("licence") or "not stated" for task_id in tasks}
+    named = ", ".join(sorted({*licences.values()}))
+    credits = sorted({line for entry in entries.values() for line in entry["attributions"]})
     lines = [
         "# A generalist agent",
         "",
@@ -176,7 +198,7 @@ def _card(facts: Mapping[str, Any], dataset: Dataset, scores: Sequence[Mapping[s
         "import torch",
         "",
         'program = torch.export.load("program.pt2").module()',
-        "tokens = torch.tensor([1, 2, 3])  # an observation's tokens; tokenization.md says how they are made",
+        "tokens = torch.tensor([1, 2, 3])  # an observation: ids of config.json, as its layouts say",
         "none = torch.zeros(0, 16, 16, 3, dtype=torch.uint8)",
         "no = torch.zeros(0, dtype=torch.int64)",
         "logits = program(tokens, torch.arange(3), none, no, no.reshape(0, 2))",
@@ -185,31 +207,19 @@ def _card(facts: Mapping[str, Any], dataset: Dataset, scores: Sequence[Mapping[s
         "",
         "## Data",
         "",
-        f"Shards {dataset.info.get('fingerprint', '')}. Licences of the data: {', '.join(licences)}.",
+        f"Shards {dataset.info.get('fingerprint', '')}. Licences of the data: {named}.",
         "",
-        "| task | episodes |",
-        "|---|---|",
-        *(f"| {task_id} | {task.get('num_episodes', '')} |" for task_id, task in sorted(tasks.items())),
+        "| task | episodes | licence |",
+        "|---|---|---|",
+        *(
+            f"| {task_id} | {task.get('episodes_kept', '')} | {licences[task_id]} |"
+            for task_id, task in sorted(tasks.items())
+        ),
+        *(["", "Credits:", "", *(f"- {line}" for line in credits)] if credits else []),
         "",
         "## Scores",
         "",
-    ]
-    if scores:
-        lines += [
-            "100 is the specialist, 0 a random policy; means of the episodes that `trainer evaluate` ran.",
-            "",
-            "| task | episodes | score % | 95% interval |",
-            "|---|---|---|---|",
-        ]
-        for row in sorted(scores, key=lambda row: row["task_id"]):
-            low, high = row.get("score_interval") or ("", "")
-            interval = f"{low:.1f} to {high:.1f}" if row.get("score_interval") else ""
-            lines.append(
-                f"| {row['task_id']} | {len(row['episode_returns'])} | {row['normalized_score']:.1f} | {interval} |"
-            )
-    else:
-        lines.append("Not evaluated.")
-    lines += [
+        *(_scores(scores) if scores else ["Not evaluated."]),
         "",
         "## Limits",
         "",
@@ -219,3 +229,35 @@ def _card(facts: Mapping[str, Any], dataset: Dataset, scores: Sequence[Mapping[s
         "",
     ]
     return "\n".join(lines)
+
+
+def _scores(scores: Mapping[str, Any]) -> list[str]:
+    """Lines of the card."""
+    lines = [
+        f"100 is the specialist, 0 a random policy; means of the episodes that `trainer evaluate` ran: "
+        f"{scores_file.label(scores)}.",
+        *(["", f"**{scores_file.DEVELOPMENT}**"] if scores["purpose"] != "test" else []),
+        "",
+        "| task | episodes | score % | 95% interval |",
+        "|---|---|---|---|",
+    ]
+    for row in scores["scores"]:
+        low, high = row["score_interval"]
+        count, score = len(row["episode_returns"]), row["normalized_score"]
+        lines.append(f"| {row['task_id']} | {count} | {score:.1f} | {low:.1f} to {high:.1f} |")
+    if summary := scores["summary"]:
+        low, high = summary["interquartile_interval"]
+        lines += [
+            "",
+            f"Mean {summary['mean']:.1f}; interquartile mean of all episodes {summary['interquartile_mean']:.1f} "
+            f"({low:.1f} to {high:.1f}).",
+        ]
+    if scores["language"]:
+        lines += ["", "On held-out language:", "", "| what | items | measure | value |", "|---|---|---|---|"]
+    for kind, part in scores["language"].items():
+        measures = {name.replace("_", " "): value for name, value in part.items() if isinstance(value, float)}
+        lines += [
+            f"| {kind} | {part['num']} | {name} | {value:.3f} |"
+            for name, value in {**measures, **part.get("metrics", {})}.items()
+        ]
+    return lines

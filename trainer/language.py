@@ -64,9 +64,14 @@ class LanguageConfig:
     temperature: float = 0.7
 
 
-def evaluate_language(dataset: Dataset, run: Path, config: LanguageConfig) -> dict[str, Any]:
-    """Everything for `language.json`; kinds without held-out data are left out."""
-    model = checkpoint.load_model(run, choose_device("auto"))
+def evaluate_language(
+    dataset: Dataset, run: Path, config: LanguageConfig, source: Path | None = None
+) -> dict[str, Any]:
+    """Everything for `language.json`, of a checkpoint of `run`, the newest by default.
+
+    Kinds without held-out data are left out.
+    """
+    model = checkpoint.load_model(run, choose_device("auto"), source)
     text = dataset.text_tokenizer() if dataset.has_text_model else None
     result: dict[str, Any] = {}
     if text is None:

@@ -2,7 +2,7 @@
 
 Reads what is there of the following below the run's folder, and says in the page what is missing:
 
-scores.json              written by `trainer evaluate`: a list of `EvaluationResult`s
+scores.json              written by `trainer evaluate`, see scores_file.py
 shards/dataset.json      written by `beam_jobs build-shards`
 train/                   config.json, metrics.jsonl and checkpoints/, written by `trainer train`
 timings.json             {stage: seconds}
@@ -89,7 +89,8 @@ def _tiles(run: Path) -> str:
 
 
 def _mean_fact(run: Path) -> tuple[str, str]:
-    return percent(mean(row.bar.score for row in read_scores(run))), "of the specialists' score, on average"
+    seeds = "" if report_results.are_of_test_seeds(run) else " of development seeds"
+    return percent(mean(row.bar.score for row in read_scores(run))), f"of the specialists' score, on average{seeds}"
 
 
 def _passed_fact(run: Path) -> tuple[str, str]:

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from collectors.scores import normalized_score
+from trainer import scores_file
 from trainer.metrics import METRICS_FILE
 from trainer.report_charts import Curve, ScoreBar, curve_color, histogram, line_chart, score_bars
-from trainer.report_html import MissingInputError, card, number, percent, read_json, terms
+from trainer.report_html import MissingInputError, card, note, number, percent, read_json, terms
+from trainer.scores_file import SCORES_FILE
 from trainer.statistics import mean_interval
 
-SCORES_FILE = "scores.json"
 DATASET_FILE = "shards/dataset.json"
 
 
@@ -38,11 +39,21 @@ class _Score:
     bar: ScoreBar
 
 
+def _evaluation(run: Path) -> Mapping[str, Any]:
+    scores = scores_file.checked(read_json(run, SCORES_FILE, "`trainer evaluate`"), SCORES_FILE)
+    if not scores["scores"]:
+        raise MissingInputError(f"{SCORES_FILE} holds no task.")
+    return scores
+
+
+def are_of_test_seeds(run: Path) -> bool:
+    """Whether no choice was made on the episodes that the scores are of."""
+    return bool(_evaluation(run)["purpose"] == "test")
+
+
 def read_scores(run: Path) -> list[_Score]:
     """The best first."""
-    rows = [_score(row) for row in read_json(run, SCORES_FILE, "`trainer evaluate`")]
-    if not rows:
-        raise MissingInputError(f"{SCORES_FILE} holds no task.")
+    rows = [_score(row) for row in _evaluation(run)["scores"]]
     return sorted(rows, key=lambda row: (-row.bar.score, row.bar.name))
 
 
@@ -70,8 +81,18 @@ def mean(values: Iterable[float | None]) -> float | None:
 
 
 def scores(run: Path) -> str:
-    """Bars of the normalised scores."""
-    return score_bars([row.bar for row in read_scores(run)])
+    """What they are of, and bars of the normalised scores."""
+    evaluation = _evaluation(run)
+    summary = evaluation["summary"]
+    low, high = summary["interquartile_interval"]
+    facts = [
+        scores_file.label(evaluation),
+        f"interquartile mean of all episodes {percent(summary['interquartile_mean'])}, 95% interval {number(low)} to "
+        f"{number(high)}",
+    ]
+    line = "".join(f"<span>{escape(fact)}</span>" for fact in facts)
+    warning = "" if are_of_test_seeds(run) else note(scores_file.DEVELOPMENT)
+    return f'<p class="facts">{line}</p>{warning}{score_bars([row.bar for row in read_scores(run)])}'
 
 
 def score_rows(run: Path) -> str:

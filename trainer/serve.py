@@ -72,19 +72,29 @@ class ServeConfig:
 class Service:
     """The model and its tasks, shared by all sessions.
 
+    Args:
+      run: of `trainer train`.
+      dataset: what it was trained on.
+      task_ids: what is served.
+      acting: by which rule.
+      source: the checkpoint; the newest by default.
+
     Attributes:
       tasks: by id.
       guards: action guards of robots, by task id.
       asks_for_return: whether the network is conditioned on the return, and so wants to know the rewards.
     """
 
-    def __init__(self, run: Path, dataset: Dataset, task_ids: Sequence[str], acting: ActingConfig) -> None:
+    def __init__(
+        self, run: Path, dataset: Dataset, task_ids: Sequence[str], acting: ActingConfig, source: Path | None = None
+    ) -> None:
         self._trained = checkpoint.load_config(run).sampler
         acting.check(self._trained)
         self.asks_for_return = self._trained.condition_on_return
         self._acting, self._dataset = acting, dataset
-        self._model = checkpoint.load_model(run, choose_device("auto")).eval()
-        self._checkpoint = checkpoint.latest(run).name
+        source = source or checkpoint.latest(run)
+        self._model = checkpoint.load_model(run, choose_device("auto"), source)
+        self._checkpoint = source.name
         tasks = dataset.tasks
         self.tasks = {task_id: tasks[task_id] for task_id in task_ids}
         text = dataset.text_tokenizer() if dataset.has_text_model else None
@@ -142,7 +152,8 @@ class PolicyServer(LoopbackServer):
     @property
     def url(self) -> str:
         """Where it is."""
-        return f"http://{self.config.address}:{self.server_port}"
+        address = self.config.address
+        return f"http://{f'[{address}]' if ':' in address else address}:{self.server_port}"
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """A thread for a connection, unless there are too many."""

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from episode_store.errors import UserError
-from trainer import cli, presets
+from trainer import checkpoint, cli, presets
 from trainer.batch import collate
 from trainer.config import ModelConfig, SamplerConfig
 from trainer.model import Generalist
+from trainer.optim import Optimizer
 from trainer.plan import HARDWARE, activation_bytes_per_token, hardware, make_plan
 from trainer.sampler import Sampler
+from trainer.shards import Dataset
 
 
 def test_gato_costs_what_is_quoted_for_it():
@@ -32,6 +34,62 @@ def test_weights_and_moments_take_sixteen_bytes_each():
     assert parts["weights"] + parts["gradients"] + parts["optimizer"] == pytest.approx(16 * plan["parameters"] / 1e9)
     sharded = make_plan(dataclasses.replace(presets.get("79m"), sharding="fsdp"), HARDWARE["h100"], count=8)
     assert sharded["memory_gb"]["weights"] == pytest.approx(parts["weights"] / 8)
+
+
+@pytest.mark.parametrize("matrix_optimizer", ["adamw", "muon"])
+def test_a_checkpoint_is_as_large_as_planned(data, tmp_path, config, matrix_optimizer):
+    """Muon keeps one moment of the blocks' matrices, AdamW two of everything else."""
+    config = dataclasses.replace(
+        config, optimizer=dataclasses.replace(config.optimizer, matrix_optimizer=matrix_optimizer)
+    )
+    model = Generalist(config.model)
+    optimizer = Optimizer(model, config.optimizer)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.set_learning_rate(1e-3)
+    optimizer.step(torch.amp.GradScaler("cpu", enabled=False))
+    folder = checkpoint.save(tmp_path, checkpoint.snapshot(model, optimizer), {"step": 1})
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    plan = make_plan(config, HARDWARE["h100"])
+    assert plan["checkpoint_gb"] == pytest.approx(size / 1e9, rel=0.01)
+    assert plan["memory_gb"]["optimizer"] + plan["memory_gb"]["weights"] == pytest.approx(plan["checkpoint_gb"])
+
+
+def test_activations_made_twice_cost_a_forward_pass():
+    config = presets.get("1180m")
+    once = make_plan(config, HARDWARE["h100"])
+    twice = make_plan(dataclasses.replace(config, checkpoint_activations=True), HARDWARE["h100"])
+    # Of four passes instead of three the logits, which are not made again, are hardly anything.
+    for name in ("flops", "hours", "dollars"):
+        assert twice[name] / once[name] == pytest.approx(4 / 3, rel=0.02)
+    assert twice["tokens_per_second"] / once["tokens_per_second"] == pytest.approx(3 / 4, rel=0.02)
+    assert twice["memory_gb"]["activations"] < once["memory_gb"]["activations"] / 5
+
+
+def test_the_data_set_is_in_the_memory_of_the_machine(shards, capsys):
+    config = presets.get("tiny")
+    plan = make_plan(config, HARDWARE["h100"])
+    assert plan["data_set_gb"] == pytest.approx(15 * 5_000 * 8 * 256 / 1e9)  # each token of the run once
+    assert "data set" not in plan["memory_gb"]
+    processor = dataclasses.replace(HARDWARE["h100"], is_host=True)
+    known = make_plan(config, processor, data_tokens=1_000_000)
+    assert known["memory_gb"]["data set"] == pytest.approx(0.015)
+    assert known["memory_gb"]["total"] == pytest.approx(plan["memory_gb"]["total"] + 0.015)
+    words = ["plan", "--preset", "tiny", "--hardware", "h100", "--shards", str(shards)]
+    assert cli.main([*words, "--json"]) == 0
+    listed = Dataset.open(shards).info["shards"]
+    tokens = sum(shard["num_tokens"] for shard in listed if shard["split"] == "train")
+    assert json.loads(capsys.readouterr().out)["data_tokens"] == tokens
+    assert cli.main(words) == 0
+    assert f"of the machine's memory in each rank: {tokens:,} tokens\n" in capsys.readouterr().out
+    assert cli.main(words[:-2]) == 0
+    assert "10,240,000 tokens, if each is seen once" in capsys.readouterr().out
+
+
+def test_a_negative_price_is_told(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["plan", "--hardware", "h100", "--price", "-5"])
+    assert "expected a number of 0 or more, got '-5'" in capsys.readouterr().err
 
 
 def test_activations_are_those_that_torch_keeps(data):

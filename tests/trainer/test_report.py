@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from beam_jobs.return_filter import ReturnFilter, corpus_report, filter_task
 from episode_store.errors import UserError
-from trainer import report, videos
+from trainer import report, scores_file, videos
 from trainer.report_charts import Curve, ScoreBar, histogram, line_chart, score_bars
 from trainer.report_html import number
 
@@ -36,9 +36,9 @@ TASKS = {  # task id: expert, random, generalist, spread, nearest neighbour
 CORPORA = ("caption/openmoji-v0", "dialogue/chitchat-v0", "text/wikipedia-v0", "vqa/easy-vqa-v0")
 
 
-def scores():
+def scores(purpose="test"):
     rng = np.random.default_rng(0)
-    return [
+    rows = [
         {
             "task_id": task_id,
             "episode_returns": (mean + spread * rng.standard_normal(50)).tolist(),
@@ -46,9 +46,14 @@ def scores():
             "random_return": random,
             "nearest_neighbour_return": neighbour,
             "normalized_score": 0.0,
+            "score_interval": (0.0, 0.0),
         }
         for task_id, (expert, random, mean, spread, neighbour) in TASKS.items()
     ]
+    facts = {"format": scores_file.FORMAT, "purpose": purpose, "seed": 3, "episodes": 50, "acting": {}, "shards": "",
+             "yardsticks": None, "checkpoint": {"step": 3000, "weights": ""}}  # fmt: skip
+    summary = {"interquartile_mean": 93.25, "interquartile_interval": [92.5, 94.0]}
+    return {**facts, "scores": rows, "summary": summary, "language": {}}
 
 
 def dataset():
@@ -245,6 +250,18 @@ def test_facts_are_on_the_page(run):
     assert page.text.index("minigrid/Empty-Random") < page.text.index("InvertedPendulum-v5")
 
 
+def test_scores_say_what_they_are_of(run):
+    _, page = read(run)
+    assert "step 3,000, 50 episodes a task on test seeds (seed 3)" in page.text
+    assert "interquartile mean of all episodes 93.2%, 95% interval 92.5 to 94" in page.text
+    assert "development" not in page.text.lower()
+    (run / "scores.json").write_text(json.dumps(scores("develop")))
+    _, page = read(run)
+    assert "step 3,000, 50 episodes a task on DEVELOPMENT seeds (seed 3)" in page.text
+    assert "they are of development seeds, and no result" in page.text
+    assert "of the specialists' score, on average of development seeds" in page.text
+
+
 def test_the_same_run_gives_the_same_page(run):
     def page():
         return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", "", report.build_report(run).read_text())
@@ -280,7 +297,7 @@ def test_no_run_is_a_users_mistake(tmp_path):
 
 def test_a_specialist_no_better_than_random_is_told(run):
     rows = scores()
-    rows[0]["expert_return"] = rows[0]["random_return"]
+    rows["scores"][0]["expert_return"] = rows["scores"][0]["random_return"]
     (run / "scores.json").write_text(json.dumps(rows))
     _, page = read(run)
     assert "Left out" in page.text

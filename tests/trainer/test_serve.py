@@ -332,6 +332,29 @@ def test_other_machines_need_a_token(service):
         PolicyServer(service, ServeConfig(address="0.0.0.0", port=0))
 
 
+def test_this_machine_has_a_second_address(service):
+    try:
+        server = PolicyServer(service, ServeConfig(address="::1", port=0))
+    except UserError:
+        pytest.skip("no IPv6 here")
+    with server:
+        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        serving.start()
+        assert server.url == f"http://[::1]:{server.server_port}"
+        for host, status in (("[::1]", 200), (f"[::1]:{server.server_port}", 200), ("127.0.0.1", 403), ("::1", 403)):
+            connection = http.client.HTTPConnection("::1", server.server_port, timeout=60)
+            connection.request("GET", "/health", headers={"Host": host})
+            assert connection.getresponse().status == status
+            connection.close()
+        server.shutdown()
+    serving.join()
+
+
+def test_an_address_of_another_machine_is_told(service):
+    with pytest.raises(UserError, match=r"address 192\.0\.2\.1: .*; choose another with --address"):
+        PolicyServer(service, ServeConfig(address="192.0.2.1", port=0), token=TOKEN)
+
+
 def test_a_taken_port_is_told(serve, service):
     client = serve()
     with pytest.raises(UserError, match=f"port {client.port}: Address already in use; choose another with --port"):
