@@ -150,7 +150,7 @@ def test_a_manifest_of_another_form_is_told(tmp_path):
     [
         (["--minutes", "nan"], "expected a number of 0 or more, got 'nan'"),
         (["--minutes", "inf"], "expected a number of 0 or more, got 'inf'"),
-        (["--seed", "-1"], "expected at least 0, got -1"),
+        (["--seed", "-1"], "expected a number from 0 to 2147483647, got -1"),
     ],
 )
 def test_flags_without_sense_are_told(flags, told, shards, tmp_path, capsys):
@@ -165,4 +165,4 @@ def test_an_output_that_is_a_file_is_told(shards, tmp_path, capsys):
     for output in (tmp_path / "file", tmp_path / "file" / "below"):
         assert cli.main(["train", "--shards", str(shards), "--output", str(output)]) == 2
         assert f"{tmp_path / 'file'}" in (said := capsys.readouterr().err)
-        assert "a file is in the way; expected a folder" in said
+        assert "what should be a folder of this path is a file" in said

@@ -205,10 +205,10 @@ def test_what_the_network_cannot_do_is_told_at_once(trained, played, tmp_path, c
 def test_an_output_that_is_a_file_is_told(trained, played, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert cli.main(words(trained, tmp_path / "file")) == 2
-    assert "file: a file is in the way; expected a folder" in capsys.readouterr().err
+    assert "file: what should be a folder of this path is a file" in capsys.readouterr().err
     export = ["export", *words(trained, tmp_path / "file")[1:7]]
     assert cli.main(export) == 2
-    assert "file: a file is in the way; expected a folder" in capsys.readouterr().err
+    assert "file: what should be a folder of this path is a file" in capsys.readouterr().err
 
 
 def test_the_best_checkpoint_is_served(trained, monkeypatch):

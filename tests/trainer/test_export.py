@@ -136,7 +136,7 @@ def test_pixels_need_no_bounds_in_the_settings(shards, tmp_path, config):
         ('{"CartPole-v1": {}}', "scores.json: expected scores of the generalist in format gato-scores-v1"),
         ('{"format": "gato-scores-v1", "scores": []}', "scores.json: damaged; run `trainer evaluate` again"),
         ("other", "the scores are of step 2 and not of "),
-        (None, "scores.json: this is a folder; expected a file"),
+        (None, "scores.json: is a folder, expected a file"),
     ],
 )
 def test_wrong_scores_are_told_before_anything_is_written(content, told, shards, tmp_path, config, capsys):
