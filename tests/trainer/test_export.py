@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,19 +155,12 @@ def test_wrong_scores_are_told_before_anything_is_written(content, told, shards,
 
 
 def test_weights_load_in_ten_lines_without_the_trainer(shards, tmp_path, config):
-    """docs/model.md shows the same lines."""
+    """Those of docs/model.md."""
     train(Dataset.open(shards), tmp_path / "run", dataclasses.replace(config, steps=2))
-    script = (
-        "import json, sys\nfrom safetensors.torch import load_file\n"
-        "folder = sys.argv[1]\nweights = load_file(folder + '/model.safetensors')\n"
-        "state = json.load(open(folder + '/state.json'))\n"
-        "table = weights['embedding.text.weight']\n"
-        "print(state['step'], tuple(table.shape), sum(value.numel() for value in weights.values()))\n"
-    )
-    folder = checkpoint.latest(tmp_path / "run")
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", script, str(folder)], check=True, capture_output=True, text=True, timeout=120
-    )
+    page = (Path(__file__).parents[2] / "docs" / "model.md").read_text()
+    (script,) = (block for block in re.findall(r"```text\n(.*?)```", page, re.S) if "load_file" in block)
+    script = script.replace("runs/demo/train", str(tmp_path / "run"))
+    done = subprocess.run([sys.executable, "-I", "-c", script], check=True, capture_output=True, text=True, timeout=120)
     model = checkpoint.load_model(tmp_path / "run", torch.device("cpu"))
     assert done.stdout.split(maxsplit=1)[0] == "2"
     assert str(sum(parameter.numel() for parameter in model.parameters())) in done.stdout
