@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from episode_store.errors import UserError
-from episode_store.spec import Modality
 from tokenization import image_patches
 from tokenization.token_sequence import ACTION_POSITION, TargetKind
 from tokenization.vocabulary import PATCH_PLACEHOLDER, SEPARATOR
@@ -102,7 +101,7 @@ class Sampler:
         chosen: list[tuple[int, TaskData, list[Piece]]] = []
         failures = 0
         while room > 2 and failures < _ATTEMPTS:
-            index = min(int(np.searchsorted(self._cumulative, rng.random(), side="right")), len(self._tasks) - 1)
+            index = min(int(self._cumulative.searchsorted(rng.random(), side="right")), len(self._tasks) - 1)
             pieces = _fit(self._tasks[index], self._segment(self._tasks[index], rng), room)
             if not pieces:
                 failures += 1
@@ -129,7 +128,7 @@ class Sampler:
         else:
             # Steps, not episodes, are equally likely: long episodes have more to tell.
             start = int(rng.integers(task.num_timesteps))
-            episode = int(np.searchsorted(task.episode_offsets, start, side="right")) - 1
+            episode = int(task.episode_offsets.searchsorted(start, side="right")) - 1
             last = int(task.episode_offsets[episode + 1])
         pieces = [_steps(task, start, min(start + num_steps, last))]
         if rng.random() < config.prompt_share:
@@ -189,7 +188,9 @@ def assemble(
     place = 0
     for index, task, pieces in chosen:
         action_weight = 1.0 if action_weights is None else action_weights[index]
-        acts_in_text = any(spec.modality == Modality.TEXT for spec in task.task.action_spec.values())
+        # By TargetKind.
+        weight_of = np.array((0.0, action_weight, config.text_observation_weight))
+        is_text_of = np.array((False, task.acts_in_text, True))
         segment_start = place
         contrast, brightness = 1.0, 0.0
         if config.image_jitter and len(task.patch_slots):
@@ -200,7 +201,7 @@ def assemble(
             tokens[place : place + size] = task.tokens[piece.start : piece.end]
             local_positions[place : place + size] = task.local_positions[piece.start : piece.end]
             kinds = task.targets[piece.start : piece.end]
-            token_weights = np.choose(kinds, (0.0, action_weight, config.text_observation_weight))
+            token_weights = weight_of[kinds]
             if config.observation_weight:
                 observed = _is_observed_number(task, piece)
                 if config.condition_on_return:  # what is wished for is nothing to predict
@@ -216,11 +217,10 @@ def assemble(
                 slots.append(place + places - 1)
                 ids.append(task.tokens[piece.start + places])
                 weights.append(token_weights[places])
-                kinds = kinds[places]
-                is_text.append((kinds == TargetKind.OBSERVATION_TEXT) | ((kinds == TargetKind.ACTION) & acts_in_text))
+                is_text.append(is_text_of[kinds[places]])
                 tasks.append(np.full(len(places), index))
             if len(task.patch_slots):
-                low, high = np.searchsorted(task.patch_slots, (piece.start, piece.end))
+                low, high = task.patch_slots.searchsorted((piece.start, piece.end))
                 unique, inverse = np.unique(task.patch_index[low:high], return_inverse=True)
                 patch_tables.append(_jittered(task.patches[unique], contrast, brightness))
                 patch_slots.append(task.patch_slots[low:high] - piece.start + place)
@@ -309,7 +309,7 @@ def _fit(task: TaskData, pieces: list[Piece], room: int) -> list[Piece]:
     last = pieces[-1]
     if task.task.is_corpus:
         return [Piece(start=last.start, end=last.start + room)] if room >= _SMALLEST_TEXT_PIECE else []
-    step = int(np.searchsorted(task.timestep_offsets, last.start + room, side="right")) - 1
+    step = int(task.timestep_offsets.searchsorted(last.start + room, side="right")) - 1
     end = min(int(task.timestep_offsets[step]), last.end)
     return [Piece(start=last.start, end=end)] if end > last.start else []
 

@@ -6,6 +6,7 @@ A loaded set takes `BYTES_PER_TOKEN` in every rank.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import mmap
@@ -17,6 +18,7 @@ import numpy as np
 
 from episode_store.command_line import progress
 from episode_store.errors import UserError
+from episode_store.spec import Modality
 from episode_store.splits import VALIDATION
 from episode_store.task import TaskSpec
 from tokenization.return_tokens import ReturnRange, put_first
@@ -79,6 +81,11 @@ class TaskData:
     def num_timesteps(self) -> int:
         """S."""
         return len(self.timestep_offsets) - 1
+
+    @functools.cached_property
+    def acts_in_text(self) -> bool:
+        """Whether any part of its actions is text."""
+        return any(spec.modality == Modality.TEXT for spec in self.task.action_spec.values())
 
     def with_return_tokens(self) -> TaskData:
         """The same with a return token before each timestep (`return_tokens`); a corpus stays as it is.
