@@ -22,6 +22,8 @@ import numpy as np
 
 WINDOW = 32
 _SECONDS = 0.15
+# Data are read long after they were written; our windows trust no file that changed a moment ago.
+_SETTLING_SECONDS = 2.5
 # Who writes so slowly that more would take all day; rates are a step's and a window's.
 _MOST_EPISODES = {"LeRobot v3": 20}
 # Windows are read in batches, as for training: so many, and fewer where they are large.
@@ -759,6 +761,7 @@ def serve(peer: Peer) -> None:
             result = sum(file.stat().st_size for file in peer.folder.rglob("*") if file.is_file())
         else:
             if not opened:
+                time.sleep(_SETTLING_SECONDS)
                 peer.open()
                 opened = True
                 _check(peer)
