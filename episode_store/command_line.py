@@ -162,17 +162,25 @@ def add_output(parser: argparse.ArgumentParser, what: str, required: bool = True
 
 def positive_int(text: str) -> int:
     """An argparse type: an integer of at least 1."""
-    return _whole(text, least=1)
+    value = _whole(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
+    return value
 
 
-def _whole(text: str, *, least: int) -> int:
+def seed_number(text: str) -> int:
+    """An argparse type: an integer that every generator takes as a seed."""
+    value = _whole(text)
+    if not 0 <= value <= _MAX_SEED:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to {_MAX_SEED}, got {value}")
+    return value
+
+
+def _whole(text: str) -> int:
     try:
-        value = int(text)
+        return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
-    if value < least:
-        raise argparse.ArgumentTypeError(f"expected at least {least}, got {value}")
-    return value
 
 
 def not_negative_float(text: str) -> float:
@@ -183,17 +191,6 @@ def not_negative_float(text: str) -> float:
         value = math.nan
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"expected a number of 0 or more, got {text!r}")
-    return value
-
-
-def seed_number(text: str) -> int:
-    """An argparse type: an integer that every generator takes as a seed."""
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
-    if not 0 <= value <= _MAX_SEED:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to {_MAX_SEED}, got {value}")
     return value
 
 

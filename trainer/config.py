@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from episode_store.errors import UserError
@@ -265,8 +265,8 @@ def check(config: TrainConfig) -> None:
     Raises:
       UserError: names the first setting whose value is of another type, outside of its range, or none of its choices.
     """
-    defaults = dict(_settings(TrainConfig()))
-    for name, value in _settings(config):
+    defaults = by_name(TrainConfig().to_json())
+    for name, value in by_name(config.to_json()).items():
         kind = type(defaults[name])
         if name in _CHOICES:
             expected, fits = " or ".join(_CHOICES[name]), value in _CHOICES[name]
@@ -283,13 +283,12 @@ def check(config: TrainConfig) -> None:
             raise UserError(f"{name} {value!r}: expected {expected}")
 
 
-def _settings(config: TrainConfig) -> Iterator[tuple[str, Any]]:
-    """Every setting with its path."""
-    for name, value in vars(config).items():
-        if name in _NESTED:
-            yield from ((f"{name}.{inner}", part) for inner, part in vars(value).items())
-        else:
-            yield name, value
+def by_name(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in their JSON form, as `--set` names them: {"model.width": 128, ...}."""
+    named: dict[str, Any] = {}
+    for key, value in settings.items():
+        named |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
+    return named
 
 
 def _is_number(value: Any, *, whole: bool = False) -> bool:

@@ -56,7 +56,7 @@ def demo() -> TrainConfig:
         text_observation_weight=0.0,
         action_weight_exponent=0.5,
     )
-    # A few percent slower on a CPU than rotary ones, and they learn more from a step (docs/model.md).
+    # Fewer steps a minute on a CPU than with rotary ones, and more is learned from each (docs/model.md).
     model = dataclasses.replace(base.model, positions="relative")
     return dataclasses.replace(base, model=model, sampler=sampler)
 

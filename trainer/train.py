@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from episode_store.files import hold, write_json
 from trainer import checkpoint, parallel
 from trainer.attention import PackedAttention, SegmentedAttention
 from trainer.batch import Batch, batches, collate
-from trainer.config import ModelConfig, TrainConfig
+from trainer.config import ModelConfig, TrainConfig, by_name
 from trainer.flops import peak_flops, training_flops
 from trainer.loss import target_losses, weighted_mean
 from trainer.metrics import METRICS_FILE, RECENT_STEPS, Metrics
@@ -411,7 +411,7 @@ def _begin(run: Path, config: TrainConfig, dataset: Dataset, *, extend: bool) ->
             before |= json.loads(json.dumps(checkpoint.load_config(run).to_json()))
         except (FileNotFoundError, ValueError) as error:
             raise UserError(f"{file}: unreadable ({error}); use another --output") from None
-        old, new = _by_name(before), _by_name(json.loads(json.dumps(body)))
+        old, new = by_name(before), by_name(json.loads(json.dumps(body)))
         for name in sorted({*old, *new} - {"shards.path"}):
             if old.get(name) == new.get(name):
                 continue
@@ -426,11 +426,3 @@ def _begin(run: Path, config: TrainConfig, dataset: Dataset, *, extend: bool) ->
     else:
         (run / METRICS_FILE).unlink(missing_ok=True)
     write_json(file, body)
-
-
-def _by_name(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as `--set` names them."""
-    named: dict[str, Any] = {}
-    for key, value in settings.items():
-        named |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
-    return named
